@@ -1,0 +1,134 @@
+"""Apply a trained judge: to a split of a data set, or to photographs. `--help` lists every option."""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from spp_jax.compilation import use_compilation_cache
+from spp_jax.config import UsageError
+from spp_jax.data import load_dataset
+from spp_jax.data.records import SPLITS, split_records
+from spp_jax.metrics import agreement
+from spp_jax.scoring import Scorer
+
+DONE, WRONG_USE, SKIPPED = 0, 2, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Apply a trained judge: to a split of a data set (--data), or to photographs (--photos).
+
+    Exit status: 0 done; 1 failed; 2 wrong use; 3 done, with photographs skipped (each named on standard
+    error).
+    """
+
+    checkpoint: Path
+    """Folder of a run: the --out of train.py."""
+    data: str | None = None
+    """Data set to evaluate on."""
+    split: str = "test"
+    """Part of the data set: train, validation or test."""
+    fold: int | None = None
+    """Fold of the split. Default: the one the model was trained for, so that test means unseen."""
+    photos: tuple[Path, ...] = ()
+    """Photographs to score, or folders of them (searched to the bottom)."""
+    out: Path | None = None
+    """JSON file for the figures. Default: metrics.json in the folder of the checkpoint for --data, none
+    for --photos."""
+    data_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    """Where prepared data sets are kept."""
+    cache_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "xla"
+    """Where compiled programs are kept. Trusted: keep it private to you."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    options = tyro.cli(Options, args=arguments)
+    try:
+        if bool(options.data) == bool(options.photos):
+            raise UsageError("give either --data NAME or --photos PATH [PATH ...]")
+        use_compilation_cache(options.cache_dir)
+        scorer = Scorer.from_checkpoint(options.checkpoint)
+        return _evaluate_data(scorer, options) if options.data else _score_photos(scorer, options)
+    except UsageError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return WRONG_USE
+
+
+def _evaluate_data(scorer: Scorer, options: Options) -> int:
+    assert options.data
+    if options.split not in SPLITS:
+        raise UsageError(f"--split {options.split}: unknown; known are {', '.join(SPLITS)}")
+    fold = scorer.config.fold if options.fold is None else options.fold
+    records = load_dataset(options.data, options.data_dir, say=lambda text: print(text, file=sys.stderr))
+    records, small = records.at_least(scorer.min_size)
+    try:
+        records = split_records(records, options.split, fold)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    with tqdm(total=len(records), unit="photo", desc="score", mininterval=1) as bar:
+        scores, failed = scorer.score_records(records, progress=bar.update)
+    skipped = dict.fromkeys(small, "is smaller than the model takes")
+    skipped |= {records.ids[index]: reason for index, reason in failed.items()}
+    result = agreement(scores, records.scores)
+    print(f"{options.data}, {options.split}, fold {fold}")
+    print(result.table())
+    described = {"data": options.data, "split": options.split, "fold": fold, **result.to_dict()}
+    out = options.out or options.checkpoint / "metrics.json"
+    out.write_text(json.dumps(described, indent=2) + "\n")
+    return _name_skipped(skipped)
+
+
+def _score_photos(scorer: Scorer, options: Options) -> int:
+    photos = list(_expand(options.photos))
+    with tqdm(total=len(photos), unit="photo", desc="score", mininterval=1, disable=len(photos) < 100) as bar:
+        scores = scorer.score(photos, progress=bar.update)
+    for photo, score in zip(photos, scores, strict=True):
+        if not np.isnan(score):
+            print(f"{score:.3f}  {photo}")
+    if options.out:
+        described = {
+            str(photo): None if np.isnan(score) else float(score)
+            for photo, score in zip(photos, scores, strict=True)
+        }
+        options.out.write_text(json.dumps(described, indent=2) + "\n")
+    return _name_skipped({str(photos[place]): why for place, why in scorer.skipped.items()})
+
+
+def _expand(paths: Iterable[Path]) -> Iterable[Path]:
+    """Files as they are; of folders, all files whose name ends like a picture's, in order of name."""
+    endings = Image.registered_extensions()
+    for path in paths:
+        if not path.is_dir():
+            yield path
+            continue
+        found = sorted(
+            Path(folder) / name
+            for folder, _, names in os.walk(path)
+            for name in names
+            if os.path.splitext(name)[1].lower() in endings
+        )
+        if not found:
+            raise UsageError(f"{path} is a folder without any picture: nothing to score")
+        yield from found
+
+
+def _name_skipped(skipped: dict[str, str]) -> int:
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} photographs skipped", file=sys.stderr)
+    return SKIPPED if skipped else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

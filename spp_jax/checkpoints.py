@@ -1,0 +1,172 @@
+"""Orbax, and nothing else knows Orbax: a run's state on disk, and all that rebuilds its model."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from spp_jax.buckets import BucketPlan
+from spp_jax.config import RunConfig, UsageError
+
+__all__ = ["About", "Checkpoints"]
+
+_FORMAT = 1
+_KEPT = 2
+
+
+class About(NamedTuple):
+    """What a checkpoint says of its run.
+
+    Attributes:
+        config: of the run.
+        plan: its buckets and batch sizes.
+        records: digest of the training records.
+    """
+
+    config: RunConfig
+    plan: BucketPlan
+    records: str
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder. Use as a context: leaving it waits for the last save.
+
+    A checkpoint holds two parts, ``model`` (all variables) and ``training`` (what else it takes to go
+    on), and the :class:`About`. It appears under its final name only when complete.
+    """
+
+    def __init__(self, folder: Path):
+        """Open a folder; it is made on the first save, and need not exist before."""
+        self.folder = folder
+        self._path = (folder / "checkpoints").absolute()
+        self._manager: ocp.CheckpointManager | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._manager is not None:
+            self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint; None where there is none."""
+        return self._open().latest_step() if self._path.is_dir() else None
+
+    def about(self) -> About:
+        """What the newest checkpoint says of its run.
+
+        Raises:
+            UsageError: there is no checkpoint, or this version did not write it.
+        """
+        step = self._latest()
+        try:
+            fields = self._open().restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+            fields = fields["about"]
+            if fields["format"] != _FORMAT:
+                raise UsageError(f"format {fields['format']}, expected {_FORMAT}")
+            return About(
+                RunConfig.from_dict(fields["config"]),
+                BucketPlan.from_json(fields["plan"]),
+                fields["records"],
+            )
+        except (KeyError, TypeError, ValueError, OSError, UsageError) as error:
+            raise UsageError(
+                f"{self._path / str(step)} is no checkpoint of this version of spp_jax: {_line(error)}"
+            ) from None
+
+    def save(self, step: int, model: nnx.State, training: Any, about: About) -> None:
+        """Save in the background what stands after ``step`` steps; older ones are pruned.
+
+        The arrays are copied before this returns.
+        """
+        described = {
+            "format": _FORMAT,
+            "config": about.config.to_dict(),
+            "plan": about.plan.to_json(),
+            "records": about.records,
+        }
+        self._open().save(
+            step,
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(nnx.to_pure_dict(model)),
+                training=ocp.args.StandardSave(_arrays(training)),
+                about=ocp.args.JsonSave(described),
+            ),
+        )
+
+    def restore_model(self, like: nnx.State) -> nnx.State:
+        """The newest model's variables.
+
+        Args:
+            like: a state of the same structure, shapes and dtypes.
+
+        Raises:
+            UsageError: there is no checkpoint, it is damaged, or of another model: names what differs.
+        """
+        pure = nnx.to_pure_dict(like)
+        restored = nnx.clone(like)
+        nnx.replace_by_pure_dict(restored, self._restore("model", pure))
+        return restored
+
+    def restore_training(self, like: Any) -> Any:
+        """The newest training part; ``like`` and errors as for :meth:`restore_model`."""
+        leaves = self._restore("training", _arrays(like))
+        return jax.tree.unflatten(jax.tree.structure(like), leaves.values())
+
+    def _restore(self, part: str, like: Any) -> Any:
+        step = self._latest()
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            saved = self._open().item_metadata(step)[part]
+            _compare(part, saved, abstract)
+            args = ocp.args.Composite(**{part: ocp.args.StandardRestore(abstract)})
+            return self._open().restore(step, args=args)[part]
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise UsageError(
+                f"{self._path / str(step)} cannot be restored: {_line(error)}"
+            ) from None
+
+    def _latest(self) -> int:
+        step = self.latest_step()
+        if step is None:
+            raise UsageError(
+                f"{self.folder} holds no checkpoint of a run: give the folder that train.py wrote "
+                "(its --out)"
+            )
+        return step
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            self._manager = ocp.CheckpointManager(
+                self._path, options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True)
+            )
+        return self._manager
+
+
+def _arrays(tree: Any) -> dict[str, Any]:
+    """The leaves under their paths, in order: a structure that Orbax keeps as it is."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {f"{i:04d}{jax.tree_util.keystr(path)}": leaf for i, (path, leaf) in enumerate(leaves)}
+
+
+def _compare(part: str, saved: Any, expected: Any) -> None:
+    def flat(tree) -> dict[str, tuple]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {
+            jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(leaf.shape), str(leaf.dtype))
+            for path, leaf in leaves
+        }
+
+    have, want = flat(getattr(saved, "tree", saved)), flat(expected)
+    for path in sorted(set(have) | set(want)):
+        if have.get(path) != want.get(path):
+            raise ValueError(
+                f"it is of another model: {part}/{path} is {have.get(path, 'absent')} there and "
+                f"{want.get(path, 'absent')} here"
+            )
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

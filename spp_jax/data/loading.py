@@ -1,0 +1,103 @@
+"""Batches of a schedule, decoded by threads ahead of the device, in order, in bounded memory."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from spp_jax.buckets import BucketPlan
+from spp_jax.data.decoding import UnreadableError, decode
+from spp_jax.data.records import Records
+from spp_jax.data.schedule import BatchSpec
+from spp_jax.padded import Padded, pad_batch
+
+__all__ = ["Batch", "Loaded", "abstract_batch", "load_batches"]
+
+_AHEAD = 4  # batches decoded before they are asked for
+
+
+class Batch(NamedTuple):
+    """What goes to the device, as a pytree.
+
+    Attributes:
+        images: uint8, values ``[batch, height, width, 3]``.
+        scores: float32 ``[batch]``, 0 in rows of weight 0.
+        weights: float32 ``[batch]``: 1, or 0 for filler rows and pictures that could not be read.
+    """
+
+    images: Padded
+    scores: jax.Array
+    weights: jax.Array
+
+
+class Loaded(NamedTuple):
+    """A batch, what it was made from, and the pictures that failed: reason by index of the record."""
+
+    spec: BatchSpec
+    batch: Batch
+    failed: dict[int, str]
+
+
+def abstract_batch(shape: tuple[int, ...], batch_size: int) -> Batch:
+    """Shapes and dtypes of a bucket's batches, to compile for."""
+    image = jax.ShapeDtypeStruct((batch_size, *shape, 3), np.uint8)
+    sizes = jax.ShapeDtypeStruct((batch_size, len(shape)), np.int32)
+    row = jax.ShapeDtypeStruct((batch_size,), np.float32)
+    return Batch(Padded(image, sizes), row, row)  # pyright: ignore[reportArgumentType]
+
+
+def load_batches(
+    records: Records, plan: BucketPlan, specs: Iterable[BatchSpec], *, workers: int | None = None
+) -> Iterator[Loaded]:
+    """Decode and pad the batches that ``specs`` names, in that order.
+
+    A picture that cannot be read, or that turns out to be of another size than its record says,
+    leaves a row of size and weight 0 in its place: the schedule stays as it is.
+
+    Args:
+        records: the pictures.
+        plan: the buckets that ``specs`` refers to.
+        specs: which batches; consumed a few ahead.
+        workers: decoding threads (Pillow releases the interpreter lock); None: one per core.
+
+    Yields:
+        One :class:`Loaded` per spec, its arrays NumPy.
+    """
+    with ThreadPoolExecutor(workers or os.cpu_count() or 1, "decode") as pool:
+        waiting = deque()
+        try:
+            for spec in specs:
+                waiting.append(pool.submit(_load, records, plan, spec))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _load(records: Records, plan: BucketPlan, spec: BatchSpec) -> Loaded:
+    batch_size = plan.batch_sizes[spec.bucket]
+    pictures = [np.zeros((0, 0, 3), np.uint8)] * batch_size
+    scores, weights = np.zeros(batch_size, np.float32), np.zeros(batch_size, np.float32)
+    failed = {}
+    for row, (index, mirrored) in enumerate(zip(spec.rows, spec.mirrored, strict=True)):
+        try:
+            picture = decode(records.photo(index))
+            if picture.shape[:2] != tuple(records.sizes[index]):
+                raise UnreadableError(
+                    f"is {picture.shape[0]}x{picture.shape[1]} pixels (height x width), but was "
+                    f"recorded as {records.sizes[index][0]}x{records.sizes[index][1]}"
+                )
+        except UnreadableError as error:
+            failed[index] = str(error)
+            continue
+        pictures[row] = picture[:, ::-1] if mirrored else picture
+        scores[row], weights[row] = records.scores[index], 1
+    images = pad_batch(pictures, plan.shapes[spec.bucket])
+    return Loaded(spec, Batch(images, scores, weights), failed)  # pyright: ignore[reportArgumentType]

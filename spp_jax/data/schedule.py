@@ -1,0 +1,93 @@
+"""The deterministic batch schedule: what step ``k`` trains on, as a pure function.
+
+Of the records' buckets, the plan's batch sizes, the seed and ``k`` alone: no state to save, so a run
+that resumes at ``k`` goes on with the very batches of one that never stopped.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+
+from spp_jax.buckets import BucketPlan
+
+__all__ = ["BatchSpec", "Schedule", "in_order"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+    """Which pictures make a batch.
+
+    Attributes:
+        bucket: index into the plan.
+        rows: indices into the records; fewer than the bucket's batch size where the last batch of a
+            bucket is not full (the rest are filler rows of weight 0).
+        mirrored: bool, one per row.
+    """
+
+    bucket: int
+    rows: tuple[int, ...]
+    mirrored: tuple[bool, ...]
+
+
+class Schedule:
+    """Every picture once an epoch, batches of one bucket each, in an order drawn anew each epoch."""
+
+    def __init__(self, sizes: np.ndarray, plan: BucketPlan, *, seed: int, flip: bool):
+        """Lay out the epochs.
+
+        Args:
+            sizes: integers ``[n, 2]``, of every record.
+            plan: the buckets and their batch sizes.
+            seed: of all that is drawn.
+            flip: mirror each picture in half of the epochs, at random.
+        """
+        self._homes = plan.assign(sizes)
+        self.plan = plan
+        self._seed = seed
+        self._flip = flip
+        self.steps_per_epoch = len(in_order(self._homes, plan))
+        self.mean_batch = len(self._homes) / self.steps_per_epoch
+        """Pictures per step, averaged over an epoch. A loss that divides each batch's sum by this
+        constant gives every picture the same weight in an epoch's gradient, whatever its bucket."""
+        self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
+
+    def __getitem__(self, step: int) -> BatchSpec:
+        """What step ``step``, counted from 0, trains on."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        return self._epoch(epoch)[place]
+
+    def steps(self, start: int, stop: int) -> Iterator[BatchSpec]:
+        """The batches of steps ``start`` to ``stop - 1``."""
+        return (self[step] for step in range(start, stop))
+
+    def _draw_epoch(self, epoch: int) -> list[BatchSpec]:
+        rng = np.random.default_rng((self._seed, epoch))
+        mirrored = (rng.random(len(self._homes)) < 0.5) & self._flip
+        batches = in_order(self._homes, self.plan, rng.permutation(len(self._homes)), mirrored)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def in_order(
+    homes: np.ndarray,
+    plan: BucketPlan,
+    order: np.ndarray | None = None,
+    mirrored: np.ndarray | None = None,
+) -> list[BatchSpec]:
+    """Every picture exactly once, bucket by bucket: the batches of an evaluation.
+
+    Args:
+        homes: the bucket of each picture, ``[n]``, as :meth:`BucketPlan.assign` gives it.
+        plan: the buckets.
+        order: a permutation of the pictures, ``[n]``; None: as they come.
+        mirrored: bool ``[n]``; None: none is.
+    """
+    order = np.arange(len(homes)) if order is None else order
+    mirrored = np.zeros(len(homes), bool) if mirrored is None else mirrored
+    batches = []
+    for bucket, size in enumerate(plan.batch_sizes):
+        members = order[homes[order] == bucket]
+        for rows in (members[i : i + size] for i in range(0, len(members), size)):
+            batches.append(BatchSpec(bucket, tuple(rows.tolist()), tuple(mirrored[rows].tolist())))
+    return batches

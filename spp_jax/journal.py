@@ -1,0 +1,104 @@
+"""What a run writes down as it goes: `metrics.jsonl`, `skipped.csv`, and `curves.png` drawn from them."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Journal", "draw_curves", "read_journal", "write_skipped"]
+
+
+class Journal:
+    """The metrics of a run, one JSON object a line, each with the number of steps done.
+
+    Step lines hold ``loss``, ``accuracy`` and ``pictures``; validation lines hold ``validation``, an
+    object. Opened at a step, it forgets the lines beyond: a run resumed there writes them again, with
+    no gap and no repeat.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        """Open the journal of the run in ``folder``, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        self.lines = [line for line in read_journal(folder) if line["step"] <= step]
+        whole = self._path.with_suffix(".tmp")
+        whole.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        os.replace(whole, self._path)
+        self._file = self._path.open("a")
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append a line."""
+        self.lines.append(line)
+        self._file.write(json.dumps(line) + "\n")
+
+    def flush(self) -> None:
+        """Have everything on disk; called before a checkpoint, which must never be ahead of it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self.flush()
+        self._file.close()
+
+
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's journal; a last line that a kill cut short is left out."""
+    path = folder / "metrics.jsonl"
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def write_skipped(path: Path, skipped: dict[str, str]) -> None:
+    """List the photographs that were skipped: columns ``photograph`` and ``reason``."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["photograph", "reason"])
+        writer.writerows(sorted(skipped.items()))
+
+
+def draw_curves(lines: list[dict[str, Any]], steps_per_epoch: int, path: Path) -> None:
+    """Accuracy and loss by epoch, training and validation, as a PNG.
+
+    Args:
+        lines: of a :class:`Journal`.
+        steps_per_epoch: training figures are averaged over this many steps, weighted by pictures.
+        path: where to draw.
+
+    Raises:
+        ModuleNotFoundError: matplotlib is not installed.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps = [line for line in lines if "loss" in line]
+    checks = [line for line in lines if "validation" in line]
+    epochs = [steps[i : i + steps_per_epoch] for i in range(0, len(steps), steps_per_epoch)]
+    at = [epoch[-1]["step"] / steps_per_epoch for epoch in epochs]
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, name in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
+        means = [
+            np.average([s[name] for s in epoch], weights=[max(s["pictures"], 1e-9) for s in epoch])
+            for epoch in epochs
+        ]
+        axes.plot(at, means, "o-", markersize=3, label="training")
+        axes.plot(
+            [check["step"] / steps_per_epoch for check in checks],
+            [check["validation"][name] for check in checks],
+            "s--",
+            markersize=3,
+            label="validation",
+        )
+        axes.set(title=f"Model {name}", xlabel="epoch", ylabel=name)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,176 @@
+"""Flax layers that give, on a `Padded` batch, exactly what they give on each image alone.
+
+One rule makes it so: a layer that reads a cell's neighbours, or takes statistics over cells, first
+replaces what is not real by what it would have found around the lone image: zeros for a convolution,
+minus infinity for a max-pool, nothing for statistics. So no layer depends on what another left in the
+padding, and elementwise functions (`Padded.map`) need no mask at all. Padding is always explicit: the
+split of 'SAME' depends on the padded length.
+
+Under ``jit`` the masks fuse with the elementwise operations around them.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from spp_jax.padded import Padded
+from spp_jax.pooling import Level, normalize_levels, num_bins, spatial_pyramid_pool
+
+__all__ = ["BatchNorm", "Conv", "MaxPool", "SpatialPyramidPool"]
+
+
+class Conv(nnx.Conv):
+    """A convolution over the true cells: `flax.nnx.Conv` with zeros around each image's own edge.
+
+    Sizes follow ``floor((size + 2*padding - kernel) / stride) + 1``; a filler row stays one.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel_size: int | Sequence[int],
+        *,
+        strides: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | None = None,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        """Make the layer.
+
+        Args:
+            in_features: channels in.
+            out_features: channels out.
+            kernel_size: cells per spatial axis; an int means two equal axes.
+            strides: step per spatial axis.
+            padding: zeros on both sides of each spatial axis; None: ``(kernel_size - 1) // 2``.
+            rngs: for the initial parameters.
+            options: further options of `flax.nnx.Conv` (``use_bias``, ``dtype``, ...).
+        """
+        kernel = _per_axis(kernel_size, 2)
+        self.geometry = _Window(kernel, _per_axis(strides, len(kernel)), _padding(padding, kernel))
+        super().__init__(
+            in_features,
+            out_features,
+            kernel,
+            self.geometry.strides,
+            padding=tuple((p, p) for p in self.geometry.padding),
+            rngs=rngs,
+            **options,
+        )
+
+    def __call__(self, x: Padded) -> Padded:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """``[batch, *spatial, in_features]`` -> ``[batch, *spatial_out, out_features]``."""
+        return Padded(super().__call__(x.filled(0)), self.geometry.output_sizes(x.sizes))
+
+
+class MaxPool(nnx.Module):
+    """Sliding-window maximum over the true cells; the padding around an image never wins."""
+
+    def __init__(
+        self,
+        window: int | Sequence[int],
+        *,
+        strides: int | Sequence[int] | None = None,
+        padding: int | Sequence[int] = 0,
+    ):
+        """Make the layer.
+
+        Args:
+            window: cells per spatial axis; an int means two equal axes.
+            strides: step per spatial axis; None: the window.
+            padding: cells of minus infinity on both sides, at most half the window.
+
+        Raises:
+            ValueError: a padding larger than half its window: a window could hold no cell.
+        """
+        axes = _per_axis(window, 2)
+        self.geometry = _Window(
+            axes, axes if strides is None else _per_axis(strides, len(axes)), _padding(padding, axes)
+        )
+        if any(2 * p > w for p, w in zip(self.geometry.padding, axes, strict=True)):
+            raise ValueError(f"MaxPool: padding {padding} is more than half the window {window}")
+
+    def __call__(self, x: Padded) -> Padded:
+        """``[batch, *spatial, channels]`` -> ``[batch, *spatial_out, channels]``."""
+        g = self.geometry
+        pooled = lax.reduce_window(
+            x.filled(-jnp.inf),
+            -jnp.inf,
+            lax.max,
+            (1, *g.window, 1),
+            (1, *g.strides, 1),
+            ((0, 0), *((p, p) for p in g.padding), (0, 0)),
+        )
+        return Padded(pooled, g.output_sizes(x.sizes))
+
+
+class BatchNorm(nnx.BatchNorm):
+    """Batch normalisation whose statistics are taken over the batch's true cells.
+
+    Ioffe and Szegedy 2015 (arXiv:1502.03167), section 3.2, with the mean over the positions that are
+    real. A batch without any real cell leaves the running statistics as they were.
+    """
+
+    def __init__(self, num_features: int, *, momentum: float = 0.9, rngs: nnx.Rngs, **options):
+        """Make the layer; ``options`` are further ones of `flax.nnx.BatchNorm`."""
+        super().__init__(num_features, momentum=momentum, use_fast_variance=False, rngs=rngs, **options)
+
+    def __call__(self, x: Padded) -> Padded:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """``[batch, *spatial, num_features]``, the shape kept."""
+        # Filled as well as masked: the gradient of the scale is a product with the values, and
+        # 0 * NaN is NaN.
+        if self.use_running_average:
+            return Padded(super().__call__(x.filled(0)), x.sizes)
+        mask = x.mask()
+        any_real = mask.any()
+        mean, var = self.mean[...], self.var[...]
+        # In a batch without real cells every cell counts, lest a mean be 0 / 0; nothing is learnt.
+        values = super().__call__(x.filled(0), mask=mask | ~any_real)
+        self.mean[...] = jnp.where(any_real, self.mean[...], mean)
+        self.var[...] = jnp.where(any_real, self.var[...], var)
+        return Padded(values, x.sizes)
+
+
+class SpatialPyramidPool(nnx.Module):
+    """The op as a layer: it stores ``levels`` and ``reduce``, and adds nothing."""
+
+    def __init__(self, levels: Sequence[Level] = (1, 2, 4), *, reduce: str = "max", spatial_rank: int = 2):
+        """Make the layer; arguments as :func:`spp_jax.spatial_pyramid_pool` takes them."""
+        self.levels = normalize_levels(levels, spatial_rank)
+        self.reduce = reduce
+        self.num_bins = num_bins(self.levels, spatial_rank)
+
+    def __call__(self, x: Padded) -> jax.Array:
+        """``[batch, *spatial, channels]`` -> ``[batch, num_bins, channels]``."""
+        return spatial_pyramid_pool(x.values, x.sizes, levels=self.levels, reduce=self.reduce)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Window:
+    """What is static about a sliding operation, per spatial axis."""
+
+    window: tuple[int, ...]
+    strides: tuple[int, ...]
+    padding: tuple[int, ...]
+
+    def output_sizes(self, sizes: jax.Array) -> jax.Array:
+        """True sizes after the operation; 0 where the input had none or the window does not fit."""
+        window, strides, padding = map(np.int32, (self.window, self.strides, self.padding))
+        out = (sizes + 2 * padding - window) // strides + 1
+        return jnp.where(sizes > 0, jnp.maximum(out, 0), 0)
+
+
+def _per_axis(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
+    return (value,) * rank if isinstance(value, int) else tuple(value)
+
+
+def _padding(padding: int | Sequence[int] | None, window: tuple[int, ...]) -> tuple[int, ...]:
+    if padding is None:
+        return tuple((w - 1) // 2 for w in window)
+    return _per_axis(padding, len(window))

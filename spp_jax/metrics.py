@@ -1,0 +1,79 @@
+"""How well scores agree with labels. Host code, NumPy and scipy.
+
+Scores and labels are float ``[n]`` in [0, 1]; a picture is good from 0.5 up. Shapes must be equal: a
+``[n, 1]`` against ``[n]`` would broadcast to a silent wrong answer.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import scipy.stats
+
+__all__ = ["Agreement", "agreement"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """Figures of one evaluation.
+
+    Attributes:
+        count: pictures that were scored.
+        accuracy: share on the right side of 0.5.
+        srcc: Spearman's rank correlation; NaN where either side is constant.
+        plcc: Pearson's linear correlation, with no fitted curve; NaN likewise.
+        confusion: pictures by (truly good?, judged good?), each 0 or 1: ``confusion[0][1]`` counts bad
+            ones judged good.
+    """
+
+    count: int
+    accuracy: float
+    srcc: float
+    plcc: float
+    confusion: tuple[tuple[int, int], tuple[int, int]]
+
+    def table(self) -> str:
+        """For people: a few lines of text."""
+        (bad_bad, bad_good), (good_bad, good_good) = self.confusion
+        return "\n".join(
+            [
+                f"pictures {self.count}   accuracy {self.accuracy:.1%}   "
+                f"SRCC {self.srcc:.3f}   PLCC {self.plcc:.3f}",
+                "",
+                "              judged bad  judged good",
+                f"truly bad     {bad_bad:10d}  {bad_good:11d}",
+                f"truly good    {good_bad:10d}  {good_good:11d}",
+            ]
+        )
+
+    def to_dict(self) -> dict:
+        """For JSON, which knows no NaN: None in its place."""
+        fields = dataclasses.asdict(self)
+        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
+
+
+def agreement(scores: np.ndarray, labels: np.ndarray) -> Agreement:
+    """Compare scores with labels; pictures whose score is NaN (unreadable ones) are left out.
+
+    Args:
+        scores: float ``[n]``.
+        labels: float ``[n]``.
+
+    Raises:
+        ValueError: the shapes are not equal ``[n]``, or nothing was scored.
+    """
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    if scores.shape != labels.shape or scores.ndim != 1:
+        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must both be [n]")
+    scored = ~np.isnan(scores)
+    if not scored.any():
+        raise ValueError("there is no scored picture to compare with its label")
+    scores, labels = scores[scored], labels[scored]
+    judged, good = scores >= 0.5, labels >= 0.5
+    confusion = tuple(tuple(int((good == g) @ (judged == j)) for j in (False, True)) for g in (False, True))
+    if np.ptp(scores) == 0 or np.ptp(labels) == 0:
+        srcc = plcc = math.nan
+    else:
+        srcc = float(scipy.stats.spearmanr(scores, labels).statistic)
+        plcc = float(scipy.stats.pearsonr(scores, labels).statistic)
+    return Agreement(len(scores), float((judged == good).mean()), srcc, plcc, confusion)

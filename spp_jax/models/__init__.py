@@ -1,0 +1,45 @@
+"""Backbones by name. A new one is a file in this folder and a line in the table."""
+
+from collections.abc import Callable, Sequence
+
+from flax import nnx
+
+from spp_jax.models.compact import compact
+from spp_jax.models.sppnet import SPPNet
+from spp_jax.pooling import Level
+
+__all__ = ["SPPNet", "create_model", "list_models"]
+
+_MODELS: dict[str, Callable[..., SPPNet]] = {
+    "compact": compact,
+}
+
+
+def list_models() -> list[str]:
+    """The names that :func:`create_model` takes."""
+    return sorted(_MODELS)
+
+
+def create_model(
+    name: str, *, levels: Sequence[Level] = (1, 2, 4), outputs: int = 1, rngs: nnx.Rngs, **options
+) -> SPPNet:
+    """Make a network that takes images of any size, at their own size.
+
+    Args:
+        name: one of :func:`list_models`.
+        levels: the pyramid before the head; an int, or (rows, columns), per level.
+        outputs: how many logits.
+        rngs: for the initial parameters.
+        options: the model's own; each is documented by the function of that name.
+
+    Returns:
+        A Flax NNX module: a `Padded` batch (or a plain array, of which every cell is real) to logits
+        ``[batch, outputs]``.
+
+    Raises:
+        ValueError: the name is unknown, or ``levels`` is malformed.
+        TypeError: an option that the model does not have.
+    """
+    if name not in _MODELS:
+        raise ValueError(f"model {name!r} is unknown; known are {', '.join(list_models())}")
+    return _MODELS[name](levels=levels, outputs=outputs, rngs=rngs, **options)

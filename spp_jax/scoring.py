@@ -1,0 +1,129 @@
+"""A trained model applied to photographs."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from spp_jax.buckets import BucketPlan, plan_buckets
+from spp_jax.checkpoints import Checkpoints
+from spp_jax.compilation import BucketExecutables
+from spp_jax.config import RunConfig
+from spp_jax.data.decoding import Photo
+from spp_jax.data.loading import abstract_batch, load_batches
+from spp_jax.data.records import Records, photo_records
+from spp_jax.data.schedule import in_order
+from spp_jax.models import SPPNet, create_model
+from spp_jax.padded import Padded
+
+__all__ = ["Scorer", "forward_executables", "score_records"]
+
+
+class Scorer:
+    """Scores photographs of any size, each at its own shape.
+
+    It plans buckets for each collection it is given: the model is exact on padded batches, so any
+    plan gives the same scores.
+
+    Attributes:
+        config: of the run that trained the model.
+        min_size: the smallest (height, width) that can be scored.
+        skipped: the reason for each photograph of the latest call that has no score, by its place.
+    """
+
+    def __init__(self, model: SPPNet, config: RunConfig):
+        """Take a trained model and the configuration of its run."""
+        model.eval()
+        self.config = config
+        self.min_size = model.min_size
+        self.skipped: dict[int, str] = {}
+        self._graph, self._variables = nnx.split(model)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> "Scorer":
+        """Load the latest checkpoint of a run's folder.
+
+        Raises:
+            UsageError: there is no checkpoint, or it is not one of a run of this version.
+        """
+        with Checkpoints(Path(path)) as checkpoints:
+            config = checkpoints.about().config
+            model = create_model(config.model, levels=config.levels, rngs=nnx.Rngs(0))
+            graph, variables = nnx.split(model)
+            variables = checkpoints.restore_model(variables)
+        return cls(nnx.merge(graph, variables), config)
+
+    def score(
+        self, photos: Iterable[Photo], *, progress: Callable[[int], Any] = lambda count: None
+    ) -> np.ndarray:
+        """How good each photograph is: float32 ``[n]`` in [0, 1], NaN where it could not be read.
+
+        Args:
+            photos: paths, bytes of files, PIL images, or uint8 arrays ``[height, width, 3]``.
+            progress: called with the number of photographs done since the last call.
+        """
+        photos = list(photos)
+        scores = np.full(len(photos), np.nan, np.float32)
+        records, places, self.skipped = photo_records(photos, self.min_size)
+        progress(len(self.skipped))
+        if len(records):
+            found, failed = self.score_records(records, progress=progress)
+            scores[places] = found
+            self.skipped |= {int(places[i]): reason for i, reason in failed.items()}
+        return scores
+
+    def score_records(
+        self, records: Records, *, progress: Callable[[int], Any] = lambda count: None
+    ) -> tuple[np.ndarray, dict[int, str]]:
+        """As the function of this name, with a plan made for these records."""
+        config = self.config
+        plan = plan_buckets(records.sizes, config.buckets, pixels_per_step=config.pixels_per_step)
+        return score_records(
+            forward_executables(self._graph, self._variables, plan), self._variables, records, progress
+        )
+
+
+def forward_executables(graph: nnx.GraphDef, variables: nnx.State, plan: BucketPlan) -> BucketExecutables:
+    """The model in evaluation mode, ``(variables, images) -> scores [batch]``, for every bucket."""
+
+    def forward(variables: nnx.State, images: Padded) -> jax.Array:
+        model = nnx.merge(graph, variables, copy=True)
+        model.eval()
+        return jax.nn.sigmoid(model(images)[:, 0].astype(jnp.float32))
+
+    return BucketExecutables(
+        forward, plan, lambda shape, batch_size: (variables, abstract_batch(shape, batch_size).images)
+    )
+
+
+def score_records(
+    forward: BucketExecutables,
+    variables: nnx.State,
+    records: Records,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Score every record exactly once.
+
+    Args:
+        forward: as :func:`forward_executables` makes it.
+        variables: of the model.
+        records: pictures that fit the plan of ``forward``.
+        progress: called with the number of pictures done since the last call.
+
+    Returns:
+        Scores, float32 ``[n]``, NaN where unreadable; and the reasons, by index.
+    """
+    scores = np.full(len(records), np.nan, np.float32)
+    skipped: dict[int, str] = {}
+    specs = in_order(forward.plan.assign(records.sizes), forward.plan)
+    for spec, batch, failed in load_batches(records, forward.plan, specs):
+        found = np.asarray(forward[spec.bucket].call(variables, jax.device_put(batch.images)))
+        read = [row for row, index in enumerate(spec.rows) if index not in failed]
+        scores[[spec.rows[row] for row in read]] = found[read]
+        skipped |= failed
+        progress(len(spec.rows))
+    return scores, skipped

@@ -1,0 +1,320 @@
+"""Train a judge of photographs. `python train.py --help` lists every option."""
+
+import dataclasses
+import json
+import math
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import platformdirs
+import tyro
+from flax import nnx
+from tqdm import tqdm
+
+from spp_jax.buckets import plan_buckets
+from spp_jax.checkpoints import About, Checkpoints
+from spp_jax.compilation import BucketExecutables, use_compilation_cache
+from spp_jax.config import RunConfig, UsageError
+from spp_jax.data import load_dataset
+from spp_jax.data.records import SPLITS, Records, split_records
+from spp_jax.data.schedule import Schedule
+from spp_jax.journal import Journal, draw_curves, write_skipped
+from spp_jax.metrics import agreement
+from spp_jax.models import create_model
+from spp_jax.scoring import Scorer, forward_executables, score_records
+from spp_jax.training import TrainState, create_optimizer, create_state, fit, step_executables
+
+DONE, FAILED, WRONG_USE, SKIPPED, INTERRUPTED = 0, 1, 2, 3, 75
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Train a judge of photographs on whole pictures, at their own shapes.
+
+    Exit status: 0 done; 1 failed; 2 wrong use; 3 done, with photographs skipped (each named on standard
+    error); 75 interrupted, state saved: run again with --resume.
+    """
+
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+    out: Path | None = None
+    """Folder of the run. Default: checkpoints/DATA-MODEL-foldN."""
+    resume: bool = False
+    """Go on from the latest checkpoint in --out, with the configuration saved there."""
+    dry_run: bool = False
+    """Print the buckets, the batches and the memory they take, and stop."""
+    data_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    """Where prepared data sets are kept."""
+    cache_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "xla"
+    """Where compiled programs are kept. Trusted: keep it private to you."""
+
+    def folder(self) -> Path:
+        """Where this run writes."""
+        run = self.run
+        return self.out or Path("checkpoints") / f"{run.data}-{run.model}-fold{run.fold}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What follows from a configuration and its data set before anything is trained."""
+
+    config: RunConfig
+    parts: dict[str, Records]
+    skipped: dict[str, str]
+    schedule: Schedule
+    total_steps: int
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    try:
+        options = _parse(arguments)
+        use_compilation_cache(options.cache_dir)
+        job = _prepare(options)
+        return _dry_run(job) if options.dry_run else _train(job, options)
+    except UsageError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return WRONG_USE
+
+
+def _parse(arguments: list[str] | None) -> Options:
+    """Options; with --resume, the saved configuration is what the flags are checked against."""
+    options = tyro.cli(Options, args=arguments)
+    folder = options.folder()
+    with Checkpoints(folder) as checkpoints:
+        if not options.resume:
+            if checkpoints.latest_step() is not None and not options.dry_run:
+                raise UsageError(
+                    f"{folder} already holds a run: go on with it (--resume) or name another folder "
+                    "(--out)"
+                )
+            return options
+        saved = checkpoints.about().config
+    asked = tyro.cli(Options, args=arguments, default=dataclasses.replace(options, run=saved))
+    if differing := asked.run.differences(saved):
+        raise UsageError(
+            f"--resume goes on with the configuration of {folder}; drop or mend {'; '.join(differing)}"
+        )
+    return asked
+
+
+def _prepare(options: Options) -> Job:
+    config = options.run
+    smallest = create_model_shape(config)
+    records = load_dataset(config.data, options.data_dir, say=lambda text: print(text, file=sys.stderr))
+    records, small = records.at_least(smallest)
+    skipped = {name: f"is smaller than the model takes, {smallest[0]}x{smallest[1]}" for name in small}
+    try:
+        parts = {split: split_records(records, split, config.fold) for split in SPLITS}
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    sizes = parts["train"].sizes
+    plan = plan_buckets(sizes, config.buckets, pixels_per_step=config.pixels_per_step)
+    schedule = Schedule(sizes, plan, seed=config.seed, flip=config.flip)
+    total_steps = config.steps or config.epochs * schedule.steps_per_epoch
+    return Job(config, parts, skipped, schedule, total_steps)
+
+
+def create_model_shape(config: RunConfig) -> tuple[int, int]:
+    """The smallest picture the model takes; refuses an unknown model before any work is done."""
+    try:
+        model = nnx.eval_shape(lambda: create_model(config.model, levels=config.levels, rngs=nnx.Rngs(0)))
+    except ValueError as error:
+        raise UsageError(f"--model {config.model}: {error}") from None
+    return model.min_size
+
+
+def _dry_run(job: Job) -> int:
+    optimizer = create_optimizer(job.config, job.total_steps)
+    graph, state = create_state(job.config, optimizer)
+    executables = step_executables(graph, optimizer, job.schedule, state)
+    print(_describe(job))
+    print("\n  bucket (h x w)   batch   pictures   batches/epoch   memory of a step   compiled in")
+    homes = job.schedule.plan.assign(job.parts["train"].sizes)
+    for bucket, compiled in enumerate(executables.compile_all()):
+        height, width = job.schedule.plan.shapes[bucket]
+        size, members = job.schedule.plan.batch_sizes[bucket], int((homes == bucket).sum())
+        memory = "not told" if compiled.bytes is None else f"{compiled.bytes / 2**20:.0f} MiB"
+        print(
+            f"  {height:6d} x {width:<6d} {size:6d} {members:10d} {math.ceil(members / size):15d}"
+            f" {memory:>18s} {compiled.seconds:11.1f} s"
+        )
+    return DONE
+
+
+def _train(job: Job, options: Options) -> int:
+    config, folder, schedule = job.config, options.folder(), job.schedule
+    train, validation = job.parts["train"], job.parts["validation"]
+    about = About(config, schedule.plan, train.digest())
+    optimizer = create_optimizer(config, job.total_steps)
+    graph, state = create_state(config, optimizer)
+    step = step_executables(graph, optimizer, schedule, state)
+    interrupted = _Interruption()
+    skipped = dict(job.skipped)
+
+    print(_describe(job), file=sys.stderr)
+    with Checkpoints(folder) as checkpoints, interrupted:
+        start = 0
+        if options.resume:
+            start, state = _restore(checkpoints, about, state)
+            print(f"resumed at step {start} of {job.total_steps}", file=sys.stderr)
+        _compile(step, interrupted)
+        journal = Journal(folder, start)
+        check = _Validation(graph, state, validation, config)
+        bar = tqdm(total=job.total_steps, initial=start, unit="step", desc="train", mininterval=1)
+        began, seen = time.perf_counter(), 0
+
+        def save(done: int, state: TrainState) -> None:
+            if checkpoints.latest_step() != done:
+                journal.flush()
+                checkpoints.save(done, *_parts_of(state), about)
+
+        def after_step(done: int, state: TrainState, metrics: dict) -> bool:
+            nonlocal seen
+            seen += metrics["pictures"]
+            for index, reason in metrics.pop("failed").items():
+                if train.ids[index] not in skipped:
+                    tqdm.write(f"skipped {train.ids[index]}: {reason}", file=sys.stderr)
+                skipped[train.ids[index]] = reason
+            journal.write({"step": done, **metrics})
+            bar.set_postfix_str(
+                f"loss {metrics['loss']:.3f}, accuracy {metrics['accuracy']:.2f}, "
+                f"{seen / (time.perf_counter() - began):.1f} images/s",
+                refresh=False,
+            )
+            bar.update()
+            if done % schedule.steps_per_epoch == 0 or done == job.total_steps:
+                result = check(state)
+                journal.write({"step": done, "validation": result})
+                tqdm.write(
+                    f"epoch {done / schedule.steps_per_epoch:g}: validation loss {result['loss']:.3f}, "
+                    f"accuracy {result['accuracy']:.1%}, SRCC {result['srcc'] or math.nan:.3f}",
+                    file=sys.stderr,
+                )
+            if done % config.save_every == 0 or done == job.total_steps or interrupted:
+                save(done, state)
+            return bool(interrupted)
+
+        if not options.resume:
+            save(0, state)
+        state = fit(
+            step, state, train, schedule, start=start, stop=job.total_steps, after_step=after_step
+        )
+        bar.close()
+        journal.close()
+    try:
+        draw_curves(journal.lines, schedule.steps_per_epoch, folder / "curves.png")
+    except ModuleNotFoundError:
+        print("curves.png is not drawn: pip install 'spp_jax[plots]'", file=sys.stderr)
+    if interrupted:
+        print(f"interrupted; saved in {folder}: run again with --resume", file=sys.stderr)
+        return INTERRUPTED
+    _test(graph, state, job, folder, skipped)
+    write_skipped(folder / "skipped.csv", skipped)
+    if skipped:
+        print(f"skipped {len(skipped)} photographs: {folder / 'skipped.csv'}", file=sys.stderr)
+    return SKIPPED if skipped else DONE
+
+
+def _restore(checkpoints: Checkpoints, about: About, like: TrainState) -> tuple[int, TrainState]:
+    saved = checkpoints.about()
+    if (saved.plan, saved.records) != (about.plan, about.records):
+        raise UsageError(
+            f"{checkpoints.folder} was trained on other records: the data set has changed since. "
+            "Train anew in another folder (--out)"
+        )
+    model, training = _parts_of(like)
+    merged = checkpoints.restore_model(model)
+    params, stats = nnx.split_state(merged, nnx.Param, ...)
+    start = checkpoints.latest_step()
+    assert start is not None  # restore_model would have said so
+    return start, TrainState(params, stats, checkpoints.restore_training(training))
+
+
+def _parts_of(state: TrainState):
+    """The two parts of a checkpoint: what scoring needs, and what only going on needs."""
+    return nnx.merge_state(state.params, state.stats), state.opt_state
+
+
+def _compile(step: BucketExecutables, interrupted: "_Interruption") -> None:
+    total = len(step.plan.shapes)
+    with tqdm(total=total, unit="bucket", desc="compile") as bar:
+        largest = 0
+        for compiled in step.compile_all():
+            largest = max(largest, compiled.bytes or 0)
+            bar.set_postfix_str(f"at most {largest / 2**20:.0f} MiB a step", refresh=False)
+            bar.update()
+            if interrupted:
+                return
+
+
+class _Validation:
+    """Scores the validation part with the parameters of the moment; compiled once."""
+
+    def __init__(self, graph: nnx.GraphDef, state: TrainState, records: Records, config: RunConfig):
+        plan = plan_buckets(records.sizes, config.buckets, pixels_per_step=config.pixels_per_step)
+        self._records = records
+        self._forward = forward_executables(graph, _parts_of(state)[0], plan)
+
+    def __call__(self, state: TrainState) -> dict:
+        scores, _ = score_records(self._forward, _parts_of(state)[0], self._records)
+        labels = self._records.scores
+        sure = np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)
+        loss = -np.nanmean(labels * np.log(sure) + (1 - labels) * np.log1p(-sure))
+        return {"loss": float(loss), **agreement(scores, labels).to_dict()}
+
+
+def _test(graph: nnx.GraphDef, state: TrainState, job: Job, folder: Path, skipped: dict) -> None:
+    scorer = Scorer(nnx.merge(graph, *state[:2], copy=True), job.config)
+    scores, failed = scorer.score_records(job.parts["test"])
+    skipped |= {job.parts["test"].ids[index]: reason for index, reason in failed.items()}
+    result = agreement(scores, job.parts["test"].scores)
+    groups = sorted(set(job.parts["test"].groups))
+    print(f"\ntest, fold {job.config.fold}: photographs never seen ({', '.join(groups)})")
+    print(result.table())
+    described = {"data": job.config.data, "split": "test", "fold": job.config.fold, **result.to_dict()}
+    (folder / "metrics.json").write_text(json.dumps(described, indent=2) + "\n")
+    print(f"\nwritten to {folder}: checkpoints, metrics.json, metrics.jsonl, curves.png")
+
+
+def _describe(job: Job) -> str:
+    plan, sizes = job.schedule.plan, job.parts["train"].sizes
+    counts = ", ".join(f"{len(records)} {split}" for split, records in job.parts.items())
+    return (
+        f"{job.config.data}, fold {job.config.fold}: {counts} pictures\n"
+        f"{job.config.model}, pyramid {job.config.levels}: {job.total_steps} steps of about "
+        f"{job.schedule.mean_batch:.1f} pictures; {len(plan.shapes)} buckets, {plan.waste(sizes):.1%} "
+        f"of the pixels are padding; {jax.devices()[0].device_kind}"
+    )
+
+
+class _Interruption:
+    """True once SIGTERM or Ctrl-C has come; a second one stops at once, saving nothing."""
+
+    def __init__(self):
+        self._came = False
+
+    def __bool__(self) -> bool:
+        return self._came
+
+    def __enter__(self) -> "_Interruption":
+        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame) -> None:
+        if self._came:
+            raise KeyboardInterrupt
+        self._came = True
+        print("\nstopping after this step; once more stops at once", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
