@@ -40,7 +40,7 @@ class Options:
     error); 75 interrupted, state saved: run again with --resume.
     """
 
-    run: Annotated[RunConfig, tyro.conf.arg(name="")] = RunConfig()
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=RunConfig)
     out: Path | None = None
     """Folder of the run. Default: checkpoints/DATA-MODEL-foldN."""
     resume: bool = False
@@ -89,8 +89,7 @@ def _parse(arguments: list[str] | None) -> Options:
         if not options.resume:
             if checkpoints.latest_step() is not None and not options.dry_run:
                 raise UsageError(
-                    f"{folder} already holds a run: go on with it (--resume) or name another folder "
-                    "(--out)"
+                    f"{folder} already holds a run: go on with it (--resume) or name another folder (--out)"
                 )
             return options
         saved = checkpoints.about().config
@@ -107,7 +106,7 @@ def _prepare(options: Options) -> Job:
     smallest = create_model_shape(config)
     records = load_dataset(config.data, options.data_dir, say=lambda text: print(text, file=sys.stderr))
     records, small = records.at_least(smallest)
-    skipped = {name: f"is smaller than the model takes, {smallest[0]}x{smallest[1]}" for name in small}
+    skipped = dict.fromkeys(small, f"is smaller than the model takes, {smallest[0]}x{smallest[1]}")
     try:
         parts = {split: split_records(records, split, config.fold) for split in SPLITS}
     except ValueError as error:
@@ -201,9 +200,7 @@ def _train(job: Job, options: Options) -> int:
 
         if not options.resume:
             save(0, state)
-        state = fit(
-            step, state, train, schedule, start=start, stop=job.total_steps, after_step=after_step
-        )
+        state = fit(step, state, train, schedule, start=start, stop=job.total_steps, after_step=after_step)
         bar.close()
         journal.close()
     try:

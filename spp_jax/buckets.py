@@ -39,7 +39,7 @@ class BucketPlan:
         """
         sizes = _checked(sizes)
         fits = (sizes[:, None, :] <= np.asarray(self.shapes)[None]).all(axis=-1)
-        lost = ~fits.any(axis=1)
+        lost = ~np.any(fits, axis=1)
         if lost.any():
             row = int(lost.argmax())
             raise ValueError(

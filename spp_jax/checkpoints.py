@@ -124,23 +124,27 @@ class Checkpoints:
             args = ocp.args.Composite(**{part: ocp.args.StandardRestore(abstract)})
             return self._open().restore(step, args=args)[part]
         except (KeyError, TypeError, ValueError, OSError) as error:
-            raise UsageError(
-                f"{self._path / str(step)} cannot be restored: {_line(error)}"
-            ) from None
+            raise UsageError(f"{self._path / str(step)} cannot be restored: {_line(error)}") from None
 
     def _latest(self) -> int:
         step = self.latest_step()
         if step is None:
             raise UsageError(
-                f"{self.folder} holds no checkpoint of a run: give the folder that train.py wrote "
-                "(its --out)"
+                f"{self.folder} holds no checkpoint of a run: give the folder that train.py wrote (its --out)"
             )
         return step
 
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             self._manager = ocp.CheckpointManager(
-                self._path, options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True)
+                self._path,
+                options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True),
+                # Named beforehand: without, what a new process finds on disk has no metadata to compare.
+                item_handlers={
+                    "model": ocp.StandardCheckpointHandler(),
+                    "training": ocp.StandardCheckpointHandler(),
+                    "about": ocp.JsonCheckpointHandler(),
+                },
             )
         return self._manager
 

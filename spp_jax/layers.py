@@ -161,7 +161,7 @@ class _Window:
 
     def output_sizes(self, sizes: jax.Array) -> jax.Array:
         """True sizes after the operation; 0 where the input had none or the window does not fit."""
-        window, strides, padding = map(np.int32, (self.window, self.strides, self.padding))
+        window, strides, padding = np.asarray((self.window, self.strides, self.padding), np.int32)
         out = (sizes + 2 * padding - window) // strides + 1
         return jnp.where(sizes > 0, jnp.maximum(out, 0), 0)
 

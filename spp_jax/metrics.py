@@ -6,6 +6,7 @@ Scores and labels are float ``[n]`` in [0, 1]; a picture is good from 0.5 up. Sh
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import scipy.stats
@@ -70,10 +71,13 @@ def agreement(scores: np.ndarray, labels: np.ndarray) -> Agreement:
         raise ValueError("there is no scored picture to compare with its label")
     scores, labels = scores[scored], labels[scored]
     judged, good = scores >= 0.5, labels >= 0.5
-    confusion = tuple(tuple(int((good == g) @ (judged == j)) for j in (False, True)) for g in (False, True))
-    if np.ptp(scores) == 0 or np.ptp(labels) == 0:
-        srcc = plcc = math.nan
-    else:
-        srcc = float(scipy.stats.spearmanr(scores, labels).statistic)
-        plcc = float(scipy.stats.pearsonr(scores, labels).statistic)
-    return Agreement(len(scores), float((judged == good).mean()), srcc, plcc, confusion)
+
+    def row(truth: bool) -> tuple[int, int]:
+        return int(((good == truth) & ~judged).sum()), int(((good == truth) & judged).sum())
+
+    srcc = plcc = math.nan
+    if np.ptp(scores) > 0 and np.ptp(labels) > 0:
+        spearman: Any = scipy.stats.spearmanr(scores, labels)
+        pearson: Any = scipy.stats.pearsonr(scores, labels)
+        srcc, plcc = float(spearman.statistic), float(pearson.statistic)
+    return Agreement(len(scores), float((judged == good).mean()), srcc, plcc, (row(False), row(True)))

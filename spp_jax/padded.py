@@ -55,7 +55,7 @@ class Padded:
     @classmethod
     def whole(cls, values: jax.Array) -> "Padded":
         """A batch ``[batch, *spatial, channels]`` of which every cell is real."""
-        extent = np.broadcast_to(np.int32(values.shape[1:-1]), (values.shape[0], values.ndim - 2))
+        extent = np.broadcast_to(np.asarray(values.shape[1:-1], np.int32), (values.shape[0], values.ndim - 2))
         return cls(values, jnp.asarray(extent))
 
 

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 __all__ = ["Level", "bin_edges", "normalize_levels", "num_bins", "spatial_pyramid_pool"]
 
@@ -61,7 +62,7 @@ def bin_edges(length, bins):
     length = xp.asarray(length)
     if not xp.issubdtype(length.dtype, xp.integer):
         raise TypeError(f"bin_edges: length must be integers (cells), got dtype {length.dtype}")
-    if not isinstance(length, jax.core.Tracer) and length.size and int(length.min()) < 0:
+    if not isinstance(length, Tracer) and length.size and int(length.min()) < 0:
         raise ValueError(f"bin_edges: length must be >= 0 cells, got {int(length.min())}")
     # L = q*n + r, so i*L/n = i*q + i*r/n: nothing here exceeds L + n*n, where i*L could overflow.
     length = length.astype(np.int32)[..., None]
@@ -150,7 +151,8 @@ def spatial_pyramid_pool(
     rank = features.ndim - 2
     if not 1 <= rank <= 3:
         raise ValueError(
-            f"features must be [batch, *spatial, channels] with 1 to 3 spatial axes, got shape {features.shape}"
+            "features must be [batch, *spatial, channels] with 1 to 3 spatial axes, got shape "
+            f"{features.shape}"
         )
     if not all(features.shape[1:-1]):
         raise ValueError(f"features of shape {features.shape} have a spatial axis without cells")
@@ -177,7 +179,7 @@ def _checked_sizes(sizes, features: jax.Array) -> jax.Array:
         )
     if not jnp.issubdtype(sizes.dtype, jnp.integer):
         raise TypeError(f"sizes must be integers (cells), got dtype {sizes.dtype}")
-    if not isinstance(sizes, jax.core.Tracer):
+    if not isinstance(sizes, Tracer):
         known = np.asarray(sizes)
         outside = ((known < 0) | (known > extent)).any(axis=1)
         if outside.any():
@@ -248,7 +250,8 @@ def _best_in_bins(best, axis: int, starts: jax.Array, stops: jax.Array):
         inside = (line >= starts[:, i].reshape(per_image)) & (line < stops[:, i].reshape(per_image))
         pair = jnp.where(inside, values, _lowest(values.dtype)), jnp.where(inside, index, _NO_WINNER)
         reduced.append(_reduce_best(pair, (axis,)))
-    return tuple(jnp.stack(parts, axis) for parts in zip(*reduced, strict=True))
+    values, index = zip(*reduced, strict=True)
+    return jnp.stack(values, axis), jnp.stack(index, axis)
 
 
 def _best_in_blocks(best, level: _Bins):
@@ -270,7 +273,7 @@ def _better(a, b):
     """The larger value, NaN above all; at ties the smaller index. Associative and commutative."""
     (a_value, a_index), (b_value, b_index) = a, b
     if jnp.issubdtype(a_value.dtype, jnp.floating):
-        a_nan, b_nan = a_value != a_value, b_value != b_value  # noqa: PLR0124
+        a_nan, b_nan = a_value != a_value, b_value != b_value
         above = (a_value > b_value) | (a_nan & ~b_nan)
         tied = (a_value == b_value) | (a_nan & b_nan)
     else:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 
@@ -47,12 +46,12 @@ class StepMetrics(NamedTuple):
     Attributes:
         loss: summed over pictures.
         correct: pictures judged on the right side of 0.5.
-        count: pictures of weight 1.
+        pictures: how many were of weight 1.
     """
 
     loss: jax.Array
     correct: jax.Array
-    count: jax.Array
+    pictures: jax.Array
 
 
 def score_loss(logits: jax.Array, scores: jax.Array) -> jax.Array:
@@ -172,11 +171,11 @@ def fit(
         on_device = jax.device_put(batch)
         with jax.transfer_guard("disallow"):
             state, sums = executables[spec.bucket].call(state, on_device)
-        loss, correct, count = map(float, jax.device_get(sums))
+        loss, correct, pictures = map(float, jax.device_get(sums))
         metrics = {
-            "loss": loss / max(count, 1),
-            "accuracy": correct / max(count, 1),
-            "pictures": int(count),
+            "loss": loss / max(pictures, 1),
+            "accuracy": correct / max(pictures, 1),
+            "pictures": int(pictures),
             "failed": failed,
         }
         if after_step(done, state, metrics):

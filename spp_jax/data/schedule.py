@@ -88,6 +88,8 @@ def in_order(
     batches = []
     for bucket, size in enumerate(plan.batch_sizes):
         members = order[homes[order] == bucket]
-        for rows in (members[i : i + size] for i in range(0, len(members), size)):
-            batches.append(BatchSpec(bucket, tuple(rows.tolist()), tuple(mirrored[rows].tolist())))
+        batches += (
+            BatchSpec(bucket, tuple(rows.tolist()), tuple(mirrored[rows].tolist()))
+            for rows in (members[i : i + size] for i in range(0, len(members), size))
+        )
     return batches

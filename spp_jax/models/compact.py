@@ -17,7 +17,8 @@ def compact(
     *,
     levels: Sequence[Level] = (1, 2, 4),
     outputs: int = 1,
-    widths: Sequence[int] = (24, 48, 96, 128),
+    widths: Sequence[int] = (16, 32, 64, 96),
+    reduce: str = "max",
     hidden: int = 64,
     dtype: Dtype | None = None,
     rngs: nnx.Rngs,
@@ -28,6 +29,7 @@ def compact(
         levels: the pyramid.
         outputs: how many logits.
         widths: channels of each stage, one stage per entry.
+        reduce: of the pyramid.
         hidden: width of the head's hidden layer.
         dtype: to compute in; None: what parameters and input promote to.
         rngs: for the initial parameters.
@@ -42,6 +44,7 @@ def compact(
         features=widths[-1],
         min_size=(smallest, smallest),
         levels=levels,
+        reduce=reduce,
         hidden=hidden,
         outputs=outputs,
         dtype=dtype,

@@ -28,6 +28,7 @@ class SPPNet(nnx.Module):
         features: int,
         min_size: tuple[int, int],
         levels: Sequence[Level],
+        reduce: str,
         hidden: int,
         outputs: int,
         dtype: Dtype | None,
@@ -40,13 +41,14 @@ class SPPNet(nnx.Module):
             features: the channels that ``body`` gives.
             min_size: the smallest (height, width) for which ``body`` gives at least one cell.
             levels: the pyramid.
+            reduce: of the pyramid.
             hidden: width of the one hidden layer of the head.
             outputs: how many logits.
             dtype: to compute in; None: what parameters and input promote to.
             rngs: for the initial parameters.
         """
         self.body = body
-        self.pool = SpatialPyramidPool(levels)
+        self.pool = SpatialPyramidPool(levels, reduce=reduce)
         self.hidden = nnx.Linear(self.pool.num_bins * features, hidden, dtype=dtype, rngs=rngs)
         self.logits = nnx.Linear(hidden, outputs, dtype=dtype, rngs=rngs)
         self.min_size = min_size

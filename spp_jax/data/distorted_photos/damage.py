@@ -49,9 +49,7 @@ def _jpeg(picture, quality, rng):
 
 
 def _jpeg2000(picture, decibels, rng):
-    return _through_file(
-        picture, "JPEG2000", quality_mode="dB", quality_layers=[decibels], irreversible=True
-    )
+    return _through_file(picture, "JPEG2000", quality_mode="dB", quality_layers=[decibels], irreversible=True)
 
 
 def _contrast(picture, factor, rng):

@@ -5,6 +5,7 @@ import inspect
 import io
 import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -23,7 +24,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """Photographs damaged as LIVE damages its references, scored by a stated rule."""
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: dict[str, str] = {"1.0.0": "First release."}  # noqa: RUF012  # typed so by TFDS
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -54,15 +55,18 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 for kind, level, picture in _variants(window, number, rng):
                     key = f"{name}-{number}-{kind}-{level}"
                     score = damage.score_of_level(level)
-                    yield key, {
-                        "id": key,
-                        "group": name,
-                        "image": _png(picture),
-                        "height": picture.shape[0],
-                        "width": picture.shape[1],
-                        "score": score,
-                        "good": score >= 0.5,
-                    }
+                    yield (
+                        key,
+                        {
+                            "id": key,
+                            "group": name,
+                            "image": _png(picture),
+                            "height": picture.shape[0],
+                            "width": picture.shape[1],
+                            "score": score,
+                            "good": score >= 0.5,
+                        },
+                    )
 
 
 def content_key() -> str:

@@ -9,6 +9,8 @@ from PIL import Image
 
 __all__ = ["SOURCES", "MissingSourcesError", "Source", "find_sources"]
 
+_LONGEST = 768  # pixels: larger photographs are scaled down to it, as LIVE's references were
+
 
 class MissingSourcesError(RuntimeError):
     """A wheel that carries photographs is not installed, or no longer carries one of them."""
@@ -29,7 +31,7 @@ class Source:
     suffixes: tuple[str, ...]
 
     def read(self) -> list[Image.Image]:
-        """The scene's pictures, as RGB.
+        """The scene's pictures, as RGB, at most 768 pixels a side.
 
         Raises:
             MissingSourcesError: the wheel or a file of it is not there.
@@ -50,7 +52,9 @@ class Source:
                     f"file …{suffix}: install the version that constraints.txt names"
                 )
             data = Path(str(paths[0].locate())).read_bytes()
-            pictures.append(Image.open(io.BytesIO(data)).convert("RGB"))
+            picture = Image.open(io.BytesIO(data)).convert("RGB")
+            picture.thumbnail((_LONGEST, _LONGEST), Image.Resampling.LANCZOS)
+            pictures.append(picture)
         return pictures
 
 
