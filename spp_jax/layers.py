@@ -21,13 +21,13 @@ from jax import lax
 from spp_jax.padded import Padded
 from spp_jax.pooling import Level, normalize_levels, num_bins, spatial_pyramid_pool
 
-__all__ = ["BatchNorm", "Conv", "MaxPool", "SpatialPyramidPool"]
+__all__ = ["BatchNorm", "Conv", "GroupNorm", "MaxPool", "SpatialPyramidPool"]
 
 
 class Conv(nnx.Conv):
     """A convolution over the true cells: `flax.nnx.Conv` with zeros around each image's own edge.
 
-    Sizes follow ``floor((size + 2*padding - kernel) / stride) + 1``; a filler row stays one.
+    Sizes follow ``floor((size + 2*padding - extent) / stride) + 1``; a filler row stays one.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class Conv(nnx.Conv):
         *,
         strides: int | Sequence[int] = 1,
         padding: int | Sequence[int] | None = None,
+        kernel_dilation: int | Sequence[int] = 1,
         rngs: nnx.Rngs,
         **options,
     ):
@@ -48,18 +49,28 @@ class Conv(nnx.Conv):
             out_features: channels out.
             kernel_size: cells per spatial axis; an int means two equal axes.
             strides: step per spatial axis.
-            padding: zeros on both sides of each spatial axis; None: ``(kernel_size - 1) // 2``.
+            padding: zeros on both sides of each spatial axis; None: ``(extent - 1) // 2``, where
+                ``extent = kernel_dilation * (kernel_size - 1) + 1``.
+            kernel_dilation: step between the cells that a kernel reads, per spatial axis.
             rngs: for the initial parameters.
             options: further options of `flax.nnx.Conv` (``use_bias``, ``dtype``, ...).
+
+        Raises:
+            TypeError: ``input_dilation``, for which the true sizes are not worked out.
         """
+        if "input_dilation" in options:
+            raise TypeError("Conv: input_dilation is not supported on padded batches")
         kernel = _per_axis(kernel_size, 2)
-        self.geometry = _Window(kernel, _per_axis(strides, len(kernel)), _padding(padding, kernel))
+        dilation = _per_axis(kernel_dilation, len(kernel))
+        extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
+        self.geometry = _Window(extent, _per_axis(strides, len(kernel)), _padding(padding, extent))
         super().__init__(
             in_features,
             out_features,
             kernel,
             self.geometry.strides,
             padding=tuple((p, p) for p in self.geometry.padding),
+            kernel_dilation=dilation,
             rngs=rngs,
             **options,
         )
@@ -135,6 +146,32 @@ class BatchNorm(nnx.BatchNorm):
         self.mean[...] = jnp.where(any_real, self.mean[...], mean)
         self.var[...] = jnp.where(any_real, self.var[...], var)
         return Padded(values, x.sizes)
+
+
+class GroupNorm(nnx.GroupNorm):
+    """Group normalisation whose statistics are taken over each image's true cells.
+
+    Wu and He 2018 (arXiv:1803.08494), section 3.1. It looks at one image at a time, so an image is
+    treated alike whatever stands beside it in its batch, and whatever the batch size of its bucket.
+    """
+
+    def __init__(self, num_features: int, *, group_size: int = 16, rngs: nnx.Rngs, **options):
+        """Make the layer; ``options`` are further ones of `flax.nnx.GroupNorm`."""
+        super().__init__(
+            num_features,
+            num_groups=None,
+            group_size=group_size,
+            use_fast_variance=False,
+            rngs=rngs,
+            **options,
+        )
+
+    def __call__(self, x: Padded) -> Padded:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """``[batch, *spatial, num_features]``, the shape kept."""
+        # In a filler row every cell counts, lest its mean be 0 / 0.
+        filler = (x.sizes == 0).any(axis=-1).reshape((-1,) + (1,) * (x.values.ndim - 1))
+        mask = jnp.broadcast_to(x.mask() | filler, x.values.shape)
+        return Padded(super().__call__(x.filled(0), mask=mask), x.sizes)
 
 
 class SpatialPyramidPool(nnx.Module):

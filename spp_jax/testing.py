@@ -11,7 +11,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,18 @@ from flax import nnx
 from spp_jax.padded import Padded, pad_batch
 from spp_jax.pooling import Level, normalize_levels
 
-__all__ = ["Compilations", "assert_padding_exact", "count_compilations", "pyramid_pool_reference"]
+__all__ = [
+    "Compilations",
+    "assert_padding_exact",
+    "count_compilations",
+    "lone_tensors",
+    "padded_tensors",
+    "pyramid_pool_reference",
+    "relative_errors",
+]
+
+
+_OUTSIDE = "input gradient outside the images"
 
 
 def pyramid_pool_reference(
@@ -59,6 +70,112 @@ def pyramid_pool_reference(
     return np.array(rows, features.dtype).reshape(batch, -1, channels)
 
 
+def lone_tensors(
+    module: Callable[[Padded], Any],
+    images: Sequence[np.ndarray],
+    *,
+    dtype: Any = np.float64,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """What a module gives on each image alone, in an array of the image's very size.
+
+    Args:
+        module: a Flax NNX module from `Padded` to `Padded` or to an array ``[batch, ...]``. It is not
+            changed: copies of its variables are used. One that takes statistics over the batch is to
+            be in evaluation mode (``module.eval()``): an image alone has other statistics.
+        images: arrays ``[*spatial, channels]``.
+        dtype: of images and variables, float64 or float32.
+        seed: of the weights with which the outputs are summed to the scalar that is differentiated.
+
+    Returns:
+        By name: the output of each image; the gradient with respect to each image, and its largest
+        magnitude outside (here 0); the gradient with respect to every parameter, summed over the
+        images.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    with jax.enable_x64(True):
+        run, params = _differentiable(module, dtype)
+        for number, image in enumerate(images):
+            x = Padded.whole(jnp.asarray(image[None], dtype))
+            output, _ = jax.eval_shape(run.forward, params, x.values, x.sizes)
+            weights = _weights(seed, number, output.shape[1:])[None].astype(dtype)
+            output, _, for_params, for_image = run.run(params, x.values, x.sizes, weights)
+            tensors[f"output of image {number}"] = np.asarray(output[0])
+            tensors[f"input gradient of image {number}"] = np.asarray(for_image[0])
+            for path, gradient in jax.tree_util.tree_leaves_with_path(for_params):
+                name = f"gradient of {jax.tree_util.keystr(path)}"
+                tensors[name] = tensors.get(name, 0) + np.asarray(gradient)
+    tensors[_OUTSIDE] = np.zeros((), dtype)
+    return tensors
+
+
+def padded_tensors(
+    module: Callable[[Padded], Any],
+    images: Sequence[np.ndarray],
+    *,
+    dtype: Any = np.float64,
+    outside: float = math.nan,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """What a module gives on the images in one padded batch, under the names of :func:`lone_tensors`.
+
+    Cut back to each image's true size. A filler row of size 0 is in the batch.
+
+    Args:
+        module: as for :func:`lone_tensors`.
+        images: likewise.
+        dtype: likewise.
+        outside: what stands in the cells that are not real.
+        seed: as for :func:`lone_tensors`, and of how much is padded.
+    """
+    rank = images[0].ndim - 1
+    most = np.max([image.shape[:-1] for image in images], axis=0)
+    extent = tuple(int(n) for n in most + np.random.default_rng(seed).integers(1, 6, rank))
+    filler = np.zeros((0,) * rank + images[0].shape[-1:], images[0].dtype)
+    padded = pad_batch([*images, filler], extent)
+    tensors: dict[str, np.ndarray] = {}
+    with jax.enable_x64(True):
+        run, params = _differentiable(module, dtype)
+        values = jnp.where(padded.mask(), padded.values, outside).astype(dtype)
+        output, sizes = jax.eval_shape(run.forward, params, values, padded.sizes)
+        if sizes is None:
+            weights = [_weights(seed, number, output.shape[1:]) for number in range(len(images))]
+            weights = np.stack([*weights, np.zeros(output.shape[1:])])
+        else:
+            _, sizes = run.forward(params, values, padded.sizes)
+            shapes = [(*size, output.shape[-1]) for size in sizes.tolist()]
+            weights = [_weights(seed, number, shape) for number, shape in enumerate(shapes)]
+            weights = pad_batch(weights, output.shape[1:-1]).values
+        output, sizes, for_params, for_values = run.run(params, values, padded.sizes, weights.astype(dtype))
+        for number, image in enumerate(images):
+            cells = output[number] if sizes is None else output[(number, *map(slice, sizes[number]))]
+            tensors[f"output of image {number}"] = np.asarray(cells)
+            inside = for_values[(number, *map(slice, image.shape[:-1]))]
+            tensors[f"input gradient of image {number}"] = np.asarray(inside)
+        for path, gradient in jax.tree_util.tree_leaves_with_path(for_params):
+            tensors[f"gradient of {jax.tree_util.keystr(path)}"] = np.asarray(gradient)
+        tensors[_OUTSIDE] = np.abs(jnp.where(padded.mask(), 0, for_values)).max()
+    return tensors
+
+
+def relative_errors(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """Per tensor, the largest difference relative to the largest expected magnitude.
+
+    Raises:
+        AssertionError: names or shapes differ.
+    """
+    if found.keys() != expected.keys():
+        raise AssertionError(f"these tensors are in one only: {sorted(found.keys() ^ expected.keys())}")
+    errors = {}
+    for name, wanted in expected.items():
+        if found[name].shape != wanted.shape:
+            raise AssertionError(f"{name}: shape {found[name].shape}, but {wanted.shape} alone")
+        error = np.abs(found[name] - wanted).max(initial=0)
+        scale = np.abs(wanted).max(initial=0)
+        errors[name] = float(error / scale) if scale else float(error)
+    return errors
+
+
 def assert_padding_exact(
     module: Callable[[Padded], Any],
     sizes: Sequence[Sequence[int]] = ((9, 14), (16, 5), (7, 7)),
@@ -71,87 +188,61 @@ def assert_padding_exact(
     """Assert that a module gives, on a padded batch, what it gives on each image alone.
 
     Compared, in float64, are the output and the gradients with respect to the input (which must be
-    exactly 0 outside the images) and to every parameter. A filler row of size 0 is in the batch. A
-    module that takes statistics over the batch is to be in evaluation mode (``module.eval()``): an
-    image alone has other statistics.
+    exactly 0 outside the images) and to every parameter. A filler row of size 0 is in the batch.
 
     Args:
-        module: a Flax NNX module from `Padded` to `Padded` or to an array ``[batch, ...]``. It is not
-            changed: float64 copies of its variables are used.
+        module: as for :func:`lone_tensors`.
         sizes: the images' sizes in cells, each large enough for the module.
         channels: of its input.
         outside: what stands in the cells that are not real.
         rtol: the largest difference allowed, relative to the largest magnitude in the tensor.
-        seed: of the images and of the weights with which the outputs are summed to a loss.
+        seed: of the images and of the weights of the outputs.
 
     Raises:
         AssertionError: names the tensor that differs, and says by how much.
     """
     rng = np.random.default_rng(seed)
     images = [rng.normal(size=(*size, channels)) for size in sizes]
-    extent = tuple(int(n) for n in np.max([*sizes], axis=0) + rng.integers(1, 6, len(sizes[0])))
-    padded = pad_batch([*images, np.zeros((0,) * len(extent) + (channels,))], extent)
-
-    with jax.enable_x64(True):
-        graph, params, rest = nnx.split(module, nnx.Param, ...)
-        params, rest = jax.tree.map(_to_float64, (params, rest))
-
-        def forward(params: nnx.State, values: jax.Array, sizes: Any):
-            output = nnx.merge(graph, params, rest, copy=True)(Padded(values, sizes))
-            return (output.values, output.sizes) if isinstance(output, Padded) else (output, None)
-
-        @jax.jit
-        def run(params, values, sizes, weights):
-            output, pull, sizes = jax.vjp(lambda p, x: forward(p, x, sizes), params, values, has_aux=True)
-            return output, sizes, *pull(weights)
-
-        outputs, for_images, weights, summed = [], [], [], None
-        for image in images:
-            lone = Padded.whole(jnp.asarray(image[None]))
-            output, _ = jax.eval_shape(forward, params, lone.values, lone.sizes)
-            weights.append(rng.normal(size=output.shape[1:]))
-            output, _, for_params, for_image = run(params, lone.values, lone.sizes, weights[-1][None])
-            outputs.append(output[0])
-            for_images.append(for_image[0])
-            summed = for_params if summed is None else jax.tree.map(jnp.add, summed, for_params)
-
-        values = jnp.where(padded.mask(), padded.values, outside)
-        output, sizes_out = jax.eval_shape(forward, params, values, padded.sizes)
-        if sizes_out is None:
-            placed = np.stack([*weights, np.zeros(output.shape[1:])])
-        else:
-            placed = pad_batch(
-                [*weights, np.zeros((0,) * len(extent) + output.shape[-1:])], output.shape[1:-1]
-            ).values
-        output, sizes_out, for_params, for_values = run(params, values, padded.sizes, placed)
-
-        for row, image in enumerate(images):
-            cells = output[row] if sizes_out is None else output[(row, *map(slice, sizes_out[row]))]
-            _assert_close(f"output of image {row}", cells, outputs[row], rtol)
-            inside = for_values[(row, *map(slice, image.shape[:-1]))]
-            _assert_close(f"input gradient of image {row}", inside, for_images[row], rtol)
-        if not (jnp.where(padded.mask(), 0, for_values) == 0).all():
-            raise AssertionError("the input gradient is not exactly 0 outside the images")
-        for (path, found), expected in zip(
-            jax.tree_util.tree_leaves_with_path(for_params), jax.tree.leaves(summed), strict=True
-        ):
-            _assert_close(f"gradient of {jax.tree_util.keystr(path)}", found, expected, rtol)
+    found = padded_tensors(module, images, outside=outside, seed=seed)
+    for name, error in relative_errors(found, lone_tensors(module, images, seed=seed)).items():
+        if not error <= rtol:  # so that NaN is an error
+            raise AssertionError(
+                f"{name}: differs from the image alone by {error:.3g} of its largest magnitude; "
+                f"allowed is {rtol:g}"
+            )
+    if found[_OUTSIDE] != 0:
+        raise AssertionError(f"the {_OUTSIDE} is {found[_OUTSIDE]:.3g}, not exactly 0")
 
 
-def _to_float64(array):
-    return array.astype(jnp.float64) if jnp.issubdtype(array.dtype, jnp.floating) else array
+class _Differentiable(NamedTuple):
+    """A module as pure functions: its values, and with them the gradients of a weighted sum."""
+
+    forward: Callable[..., Any]
+    run: Callable[..., Any]
 
 
-def _assert_close(name: str, found, expected, rtol: float) -> None:
-    found, expected = np.asarray(found), np.asarray(expected)
-    if found.shape != expected.shape:
-        raise AssertionError(f"{name}: shape {found.shape}, but {expected.shape} for the image alone")
-    error = np.abs(found - expected).max(initial=0)
-    if not error <= rtol * np.abs(expected).max(initial=0):  # so that NaN is an error
-        raise AssertionError(
-            f"{name}: differs by {error:.3g} where the image alone reaches "
-            f"{np.abs(expected).max():.3g}; allowed is {rtol:g} of that"
-        )
+def _differentiable(module: Callable[[Padded], Any], dtype: Any) -> tuple[_Differentiable, nnx.State]:
+    def cast(array):
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    params, rest = jax.tree.map(cast, (params, rest))
+
+    def forward(params: nnx.State, values: jax.Array, sizes: Any):
+        output = nnx.merge(graph, params, rest, copy=True)(Padded(values, sizes))
+        return (output.values, output.sizes) if isinstance(output, Padded) else (output, None)
+
+    @jax.jit
+    def run(params, values, sizes, weights):
+        output, pull, sizes = jax.vjp(lambda p, x: forward(p, x, sizes), params, values, has_aux=True)
+        return output, sizes, *pull(weights)
+
+    return _Differentiable(forward, run), params
+
+
+def _weights(seed: int, number: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Of the outputs of one image: the same for the image alone and in a batch."""
+    return np.random.default_rng((seed, number)).normal(size=shape)
 
 
 @dataclasses.dataclass

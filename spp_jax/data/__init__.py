@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,17 +44,21 @@ def _distorted_photos(data_dir: Path, say: Callable[[str], None]) -> Records:
         key = module.content_key()
     except module.sources.MissingSourcesError as error:
         raise UsageError(str(error)) from None
-    return _from_builder(module.Builder(data_dir=data_dir / key, file_format="array_record"), say)
+    return _from_builder(lambda: module.Builder(data_dir=data_dir / key, file_format="array_record"), say)
 
 
-def _from_builder(builder, say: Callable[[str], None]) -> Records:
+def _from_builder(make_builder: Callable[[], Any], say: Callable[[str], None]) -> Records:
     """Prepare a TFDS builder of our schema, and read all but the pictures."""
     import tensorflow_datasets as tfds
 
+    builder = make_builder()
     if not Path(builder.data_dir).exists():
         say(f"preparing {builder.name}, once, in {builder.data_dir}")
         tfds.disable_progress_bar()
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except FileExistsError:  # another process has prepared the same meanwhile
+            builder = make_builder()
     (split,) = builder.info.splits
     source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
     rows = [source[i] for i in range(len(source))]

@@ -49,8 +49,14 @@ class SPPNet(nnx.Module):
         """
         self.body = body
         self.pool = SpatialPyramidPool(levels, reduce=reduce)
-        self.hidden = nnx.Linear(self.pool.num_bins * features, hidden, dtype=dtype, rngs=rngs)
-        self.logits = nnx.Linear(hidden, outputs, dtype=dtype, rngs=rngs)
+        width = self.pool.num_bins * features
+        # Maxima of rectified features are all positive and large; centred and scaled per image they
+        # reach a head that starts undecided.
+        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
+        self.hidden = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.logits = nnx.Linear(
+            hidden, outputs, kernel_init=nnx.initializers.zeros_init(), dtype=dtype, rngs=rngs
+        )
         self.min_size = min_size
 
     def __call__(self, images: Padded | jax.Array) -> jax.Array:
@@ -73,7 +79,7 @@ class SPPNet(nnx.Module):
             )
         features = self.body(images.map(self._normalize))
         vector = self.pool(features).reshape(shape[0], -1)
-        return self.logits(nnx.relu(self.hidden(vector)))
+        return self.logits(nnx.relu(self.hidden(self.norm(vector))))
 
     def _normalize(self, pixels: jax.Array) -> jax.Array:
         """Pixels to about zero mean and unit variance: (x - 1/2) / (1/4)."""

@@ -1,0 +1,59 @@
+import collections
+
+import numpy as np
+import pytest
+
+from spp_jax import plan_buckets
+from spp_jax.data.schedule import Schedule, in_order
+
+SIZES = np.random.default_rng(0).integers(20, 200, (103, 2))
+PLAN = plan_buckets(SIZES, 4, pixels_per_step=100_000)
+
+
+@pytest.fixture
+def schedule():
+    return Schedule(SIZES, PLAN, seed=3, flip=True)
+
+
+def test_an_epoch_sees_every_picture_exactly_once_in_its_own_bucket(schedule):
+    for epoch in range(3):
+        first = epoch * schedule.steps_per_epoch
+        specs = list(schedule.steps(first, first + schedule.steps_per_epoch))
+        assert sorted(i for spec in specs for i in spec.rows) == list(range(103))
+        for spec in specs:
+            assert 1 <= len(spec.rows) <= PLAN.batch_sizes[spec.bucket]
+            assert (PLAN.assign(SIZES)[list(spec.rows)] == spec.bucket).all()
+
+
+def test_a_step_is_a_pure_function_of_its_number(schedule):
+    in_a_row = list(schedule.steps(0, 60))
+    for step in (59, 0, 31):
+        assert Schedule(SIZES, PLAN, seed=3, flip=True)[step] == in_a_row[step]
+
+
+def test_order_and_mirroring_change_with_epoch_and_seed(schedule):
+    n = schedule.steps_per_epoch
+    other = Schedule(SIZES, PLAN, seed=4, flip=True)
+    assert list(schedule.steps(0, n)) != list(schedule.steps(n, 2 * n))
+    assert list(schedule.steps(0, n)) != list(other.steps(0, n))
+    mirrored = [m for spec in schedule.steps(0, 20 * n) for m in spec.mirrored]
+    assert 0.45 < np.mean(mirrored) < 0.55
+    plain = Schedule(SIZES, PLAN, seed=3, flip=False)
+    assert not any(m for spec in plain.steps(0, n) for m in spec.mirrored)
+
+
+def test_mean_batch_is_the_normaliser_under_which_every_picture_weighs_the_same(schedule):
+    """Each batch's summed loss over `mean_batch`, averaged over an epoch, is the mean over pictures."""
+    losses = np.random.default_rng(1).normal(size=len(SIZES))
+    steps = [
+        losses[list(spec.rows)].sum() / schedule.mean_batch
+        for spec in schedule.steps(0, schedule.steps_per_epoch)
+    ]
+    assert np.mean(steps) == pytest.approx(losses.mean())
+
+
+def test_in_order_counts_every_picture_once_for_an_evaluation():
+    specs = in_order(PLAN.assign(SIZES), PLAN)
+    counted = collections.Counter(i for spec in specs for i in spec.rows)
+    assert counted == dict.fromkeys(range(103), 1)
+    assert not any(m for spec in specs for m in spec.mirrored)
