@@ -1,6 +1,12 @@
+import io
+
 import jax
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+from PIL import Image
+
+from spp_jax.data.records import Records
 
 # Every new shape compiles: no deadline per example, and few examples that count.
 settings.register_profile(
@@ -13,3 +19,37 @@ settings.load_profile("suite")
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def noise_records(
+    count: int = 40, *, low: int = 20, high: int = 60, groups: int = 10, seed: int = 0
+) -> Records:
+    """Grey pictures of many sizes, each as noisy as its score is low."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(low, high, (count, 2))
+    scores = rng.uniform(0, 1, count).astype(np.float32)
+    pictures = [
+        png((128 + rng.uniform(-120, 120, (*size, 3)) * (1 - score)).astype(np.uint8))
+        for size, score in zip(sizes, scores, strict=True)
+    ]
+    return Records(
+        ids=tuple(f"noise-{i:03d}" for i in range(count)),
+        sizes=sizes,
+        photo=pictures.__getitem__,
+        scores=scores,
+        groups=tuple(f"group-{i % groups}" for i in range(count)),
+    )
+
+
+@pytest.fixture
+def noise_dataset(monkeypatch):
+    """The records of :func:`noise_records` under the name ``noise``, for the command line."""
+    records = noise_records()
+    monkeypatch.setitem(__import__("spp_jax.data", fromlist=["data"])._DATASETS, "noise", lambda *_: records)
+    return records

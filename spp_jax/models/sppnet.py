@@ -50,10 +50,14 @@ class SPPNet(nnx.Module):
         self.body = body
         self.pool = SpatialPyramidPool(levels, reduce=reduce)
         width = self.pool.num_bins * features
-        # Maxima of rectified features are all positive and large; centred and scaled per image they
-        # reach a head that starts undecided.
-        self.norm = nnx.LayerNorm(width, dtype=dtype, rngs=rngs)
-        self.hidden = nnx.Linear(width, hidden, dtype=dtype, rngs=rngs)
+        # Adam moves each weight by about the learning rate, so the sum over a long vector would leap,
+        # and leave hidden units dead: the vector is scaled down, and the weights are of order 1.
+        self.norm = nnx.LayerNorm(
+            width, scale_init=nnx.initializers.constant(width**-0.5), dtype=dtype, rngs=rngs
+        )
+        self.hidden = nnx.Linear(
+            width, hidden, kernel_init=nnx.initializers.normal(1.0), dtype=dtype, rngs=rngs
+        )
         self.logits = nnx.Linear(
             hidden, outputs, kernel_init=nnx.initializers.zeros_init(), dtype=dtype, rngs=rngs
         )

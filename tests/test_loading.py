@@ -1,0 +1,83 @@
+import threading
+
+import numpy as np
+from conftest import noise_records, png
+
+from spp_jax import plan_buckets
+from spp_jax.data.decoding import decode
+from spp_jax.data.loading import abstract_batch, load_batches
+from spp_jax.data.records import Records
+from spp_jax.data.schedule import Schedule, in_order
+
+RECORDS = noise_records()
+PLAN = plan_buckets(RECORDS.sizes, 3, pixels_per_step=20_000)
+
+
+def test_batches_hold_the_decoded_pictures_padded_in_order_with_filler_of_weight_0():
+    specs = in_order(PLAN.assign(RECORDS.sizes), PLAN)
+    seen = []
+    for spec, (loaded_spec, batch, failed) in zip(specs, load_batches(RECORDS, PLAN, specs), strict=True):
+        assert loaded_spec == spec
+        assert not failed
+        shape, size = PLAN.shapes[spec.bucket], PLAN.batch_sizes[spec.bucket]
+        expected = abstract_batch(shape, size)
+        assert batch.images.values.shape == expected.images.values.shape
+        assert batch.images.values.dtype == np.uint8
+        for row, index in enumerate(spec.rows):
+            height, width = RECORDS.sizes[index]
+            assert batch.images.sizes[row].tolist() == [height, width]
+            np.testing.assert_array_equal(
+                batch.images.values[row, :height, :width], decode(RECORDS.photo(index))
+            )
+            assert batch.scores[row] == RECORDS.scores[index]
+        filler = slice(len(spec.rows), None)
+        assert (np.asarray(batch.weights) == [1] * len(spec.rows) + [0] * (size - len(spec.rows))).all()
+        assert not batch.images.sizes[filler].any()
+        seen += spec.rows
+    assert sorted(seen) == list(range(len(RECORDS)))
+
+
+def test_mirrored_rows_are_flipped_left_to_right():
+    schedule = Schedule(RECORDS.sizes, PLAN, seed=0, flip=True)
+    specs = list(schedule.steps(0, schedule.steps_per_epoch))
+    assert any(mirrored for spec in specs for mirrored in spec.mirrored)
+    for spec, batch, _ in load_batches(RECORDS, PLAN, specs):
+        for row, (index, mirrored) in enumerate(zip(spec.rows, spec.mirrored, strict=True)):
+            pixels = decode(RECORDS.photo(index))
+            found = np.asarray(batch.images.values)[row, : pixels.shape[0], : pixels.shape[1]]
+            np.testing.assert_array_equal(found, pixels[:, ::-1] if mirrored else pixels)
+
+
+def test_a_picture_that_fails_leaves_a_row_of_weight_0_and_its_reason():
+    bad = {3: b"no picture", 5: png(np.zeros((19, 200, 3), np.uint8))}
+    records = Records(
+        RECORDS.ids, RECORDS.sizes, lambda i: bad.get(i) or RECORDS.photo(i), RECORDS.scores, RECORDS.groups
+    )
+    specs = in_order(PLAN.assign(records.sizes), PLAN)
+    reasons, pictures = {}, 0
+    for spec, batch, failed in load_batches(records, PLAN, specs):
+        reasons |= failed
+        pictures += int(np.asarray(batch.weights).sum())
+        for row, index in enumerate(spec.rows):
+            if index in bad:
+                assert batch.weights[row] == 0
+                assert batch.images.sizes[row].tolist() == [0, 0]
+    assert pictures == len(records) - 2
+    assert reasons[3] == "is no picture in a format that can be read"
+    assert reasons[5].startswith("is 19x200 pixels (height x width), but was recorded as")
+
+
+def test_decoding_runs_a_bounded_way_ahead_and_its_threads_end_with_the_consumer():
+    asked = []
+
+    def photo(index):
+        asked.append(index)
+        return RECORDS.photo(index)
+
+    records = Records(RECORDS.ids, RECORDS.sizes, photo, RECORDS.scores, RECORDS.groups)
+    plan = plan_buckets(records.sizes, 1)  # batches of one
+    batches = load_batches(records, plan, in_order(plan.assign(records.sizes), plan), workers=2)
+    next(batches)
+    batches.close()
+    assert len(asked) <= 6
+    assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
