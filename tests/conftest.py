@@ -45,11 +45,3 @@ def noise_records(
         scores=scores,
         groups=tuple(f"group-{i % groups}" for i in range(count)),
     )
-
-
-@pytest.fixture
-def noise_dataset(monkeypatch):
-    """The records of :func:`noise_records` under the name ``noise``, for the command line."""
-    records = noise_records()
-    monkeypatch.setitem(__import__("spp_jax.data", fromlist=["data"])._DATASETS, "noise", lambda *_: records)
-    return records

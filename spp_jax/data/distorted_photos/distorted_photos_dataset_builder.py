@@ -15,7 +15,7 @@ from spp_jax.data.distorted_photos import damage, sources
 
 __all__ = ["Builder", "content_key"]
 
-_WINDOWS_PER_SOURCE = 6
+_ROUNDS = 6  # through all damages, per source
 _SHORTEST, _LONGEST = 100, 600  # pixels a side
 _SEED = 20140901  # of the windows and of the noise: part of the data, not of a run
 
@@ -50,9 +50,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self) -> Iterator[tuple[str, dict]]:
         for index, (name, pictures) in enumerate(sources.find_sources().items()):
             rng = np.random.default_rng((_SEED, index))
-            for number in range(_WINDOWS_PER_SOURCE):
-                window = _window(pictures[number % len(pictures)], rng)
-                for kind, level, picture in _variants(window, number, rng):
+            for number in range(_ROUNDS):
+                for kind, level in _damages_of_round(number):
+                    window = _window(pictures[number % len(pictures)], rng)
+                    picture = window if level == 0 else damage.damaged(window, kind, level, rng)
                     key = f"{name}-{number}-{kind}-{level}"
                     score = damage.score_of_level(level)
                     yield (
@@ -84,12 +85,12 @@ def content_key() -> str:
     return digest.hexdigest()[:12]
 
 
-def _variants(window: np.ndarray, number: int, rng: np.random.Generator):
-    """The clean window, and each damage once mild and once severe; strengths take turns."""
-    yield "clean", 0, window
+def _damages_of_round(number: int) -> Iterator[tuple[str, int]]:
+    """None, and each damage once mild and once severe; strengths take turns from round to round."""
+    yield "clean", 0
     for turn, kind in enumerate(damage.DAMAGES, number):
-        for level in (1 + turn % 2, 3 + (turn // 2) % 2):
-            yield kind, level, damage.damaged(window, kind, level, rng)
+        yield kind, 1 + turn % 2
+        yield kind, 3 + (turn // 2) % 2
 
 
 def _window(picture: Image.Image, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,315 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from conftest import noise_records, png
+from flax import nnx
+
+import evaluate
+import spp_jax.data
+import train
+from spp_jax import create_model
+from spp_jax.checkpoints import Checkpoints
+from spp_jax.config import RunConfig
+from spp_jax.journal import read_journal
+
+RECORDS = noise_records()
+QUICK = ["--data", "noise", "--buckets", "2", "--pixels-per-step", "20000"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A folder for compiled programs, and JAX's settings as they were afterwards."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    yield tmp_path_factory.mktemp("xla")
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(autouse=True)
+def noise_dataset(monkeypatch):
+    monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: RECORDS)
+
+
+@pytest.fixture
+def call(cache, capsys):
+    """Run a command line in this process: (exit status, standard output, standard error)."""
+
+    def call(program, *arguments) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = program.main([*map(str, arguments), "--cache-dir", str(cache)])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(cache, tmp_path_factory):
+    """The folder of a run of two epochs."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    spp_jax.data._DATASETS["noise"] = lambda *_: RECORDS
+    try:
+        status = train.main([*QUICK, "--epochs", "2", "--out", str(folder), "--cache-dir", str(cache)])
+    finally:
+        del spp_jax.data._DATASETS["noise"]
+    assert status == 0
+    return folder
+
+
+def final_variables(folder: Path) -> nnx.State:
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.restore_model(nnx.state(create_model("compact", rngs=nnx.Rngs(0))))
+
+
+class TestTrain:
+    def test_a_run_leaves_checkpoints_figures_and_curves(self, trained):
+        assert {path.name for path in trained.iterdir()} >= {
+            "checkpoints",
+            "metrics.json",
+            "metrics.jsonl",
+            "curves.png",
+            "skipped.csv",
+        }
+        lines = read_journal(trained)
+        steps = [line["step"] for line in lines if "loss" in line]
+        assert steps == list(range(1, len(steps) + 1))
+        assert sum("validation" in line for line in lines) == 2
+        figures = json.loads((trained / "metrics.json").read_text())
+        assert figures["split"] == "test"
+        assert figures["count"] == 8  # two of ten groups of four
+        assert 0 <= figures["accuracy"] <= 1
+
+    def test_a_folder_that_holds_a_run_is_not_written_over(self, trained, call):
+        status, _, said = call(train, *QUICK, "--out", trained)
+        assert status == 2
+        assert "already holds a run: go on with it (--resume) or name another folder (--out)" in said
+
+    def test_resume_refuses_another_configuration_and_names_the_fields(self, trained, call):
+        status, _, said = call(train, "--resume", "--out", trained, "--seed", 5)
+        assert status == 2
+        assert "seed: 5, not 0" in said
+        assert "data:" not in said  # what is not given is taken from the run
+
+    def test_resume_refuses_other_records(self, trained, call, monkeypatch):
+        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: noise_records(seed=1))
+        status, _, said = call(train, "--resume", "--out", trained)
+        assert status == 2
+        assert "the data set has changed since" in said
+
+    def test_dry_run_prints_the_plan_and_writes_nothing(self, call, tmp_path):
+        status, printed, _ = call(train, *QUICK, "--dry-run", "--out", tmp_path / "run")
+        assert status == 0
+        assert "2 buckets" in printed
+        assert printed.count(" x ") == 2 + 1  # one line a bucket, and the heading
+        assert "MiB" in printed
+        assert not (tmp_path / "run").exists()
+
+    def test_pictures_that_cannot_be_read_are_named_listed_and_told_by_the_status(
+        self, call, tmp_path, monkeypatch
+    ):
+        bad = {0: b"text", 1: b"more text"}
+
+        def photo(index):
+            return bad.get(index) or RECORDS.photo(index)
+
+        records = type(RECORDS)(RECORDS.ids, RECORDS.sizes, photo, RECORDS.scores, RECORDS.groups)
+        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: records)
+        status, _, said = call(train, *QUICK, "--epochs", 1, "--out", tmp_path / "run")
+        assert status == 3
+        assert "skipped 2 photographs" in said
+        listed = (tmp_path / "run" / "skipped.csv").read_text()
+        assert "noise-000,is no picture" in listed
+        assert "noise-001,is no picture" in listed
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--data", "nosuch"], "--data nosuch: unknown; known are distorted_photos, noise"),
+            ([*QUICK, "--model", "nosuch"], "model 'nosuch' is unknown; known are compact"),
+            ([*QUICK, "--levels", "0"], "--levels (0,): must be one or more integers >= 1"),
+            ([*QUICK, "--levels", "-1"], "--levels"),
+            ([*QUICK, "--fold", "9"], "fold 9 is unknown; they are numbered 0 to 4"),
+            ([*QUICK, "--epochs", "0"], "--epochs 0: must be at least 1"),
+            ([*QUICK, "--epochs", "many"], "many"),
+            (["--nosuch"], "nosuch"),
+            (["--resume"], "holds no checkpoint of a run"),
+        ],
+    )
+    def test_wrong_use_is_said_in_a_line_with_status_2(self, call, tmp_path, arguments, said):
+        status, printed, error = call(train, *arguments, "--out", tmp_path / "run")
+        assert status == 2
+        assert said in printed + error
+        assert "Traceback" not in printed + error
+        assert not (tmp_path / "run").exists()
+
+
+class TestEvaluate:
+    def test_the_test_split_gives_the_figures_that_training_ended_with(self, trained, call):
+        before = json.loads((trained / "metrics.json").read_text())
+        status, printed, _ = call(evaluate, "--checkpoint", trained, "--data", "noise")
+        assert status == 0
+        assert "accuracy" in printed
+        assert "truly good" in printed
+        after = json.loads((trained / "metrics.json").read_text())
+        assert after["confusion"] == before["confusion"]
+        assert after["srcc"] == pytest.approx(before["srcc"], abs=1e-6)
+
+    def test_another_split_goes_where_out_says(self, trained, call, tmp_path):
+        status, _, _ = call(
+            evaluate,
+            "--checkpoint",
+            trained,
+            "--data",
+            "noise",
+            "--split",
+            "train",
+            "--out",
+            tmp_path / "m.json",
+        )
+        assert status == 0
+        assert json.loads((tmp_path / "m.json").read_text())["count"] > 20
+
+    def test_photographs_and_folders_are_scored_and_the_unreadable_named(self, trained, call, tmp_path):
+        (tmp_path / "album" / "deep").mkdir(parents=True)
+        (tmp_path / "album" / "b.png").write_bytes(RECORDS.photo(0))
+        (tmp_path / "album" / "deep" / "a.PNG").write_bytes(RECORDS.photo(1))
+        (tmp_path / "album" / "notes.txt").write_text("no picture, and not taken for one")
+        (tmp_path / "text.jpg").write_text("I am text")
+        (tmp_path / "small.png").write_bytes(png(np.zeros((4, 40, 3), np.uint8)))
+        status, printed, said = call(
+            evaluate,
+            "--checkpoint",
+            trained,
+            "--photos",
+            tmp_path / "album",
+            tmp_path / "text.jpg",
+            tmp_path / "small.png",
+            tmp_path / "absent.png",
+            "--out",
+            tmp_path / "scores.json",
+        )
+        assert status == 3
+        lines = printed.splitlines()
+        assert [Path(line.split(maxsplit=1)[1]).name for line in lines] == ["b.png", "a.PNG"]
+        assert all(0 <= float(line.split()[0]) <= 1 for line in lines)
+        assert f"skipped {tmp_path / 'text.jpg'}: is no picture in a format that can be read" in said
+        assert "small.png: is 4 pixels high and 40 wide, smaller than the model takes" in said
+        assert "absent.png: there is no such file" in said
+        assert "3 photographs skipped" in said
+        assert json.loads((tmp_path / "scores.json").read_text())[str(tmp_path / "text.jpg")] is None
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ([], "give either --data NAME or --photos PATH"),
+            (["--data", "noise", "--photos", "a.jpg"], "give either"),
+            (["--data", "nosuch"], "--data nosuch: unknown"),
+            (
+                ["--data", "noise", "--split", "dev"],
+                "--split dev: unknown; known are train, validation, test",
+            ),
+            (["--data", "noise", "--fold", "7"], "fold 7 is unknown"),
+            (["--photos", "EMPTY"], "is a folder without any picture"),
+        ],
+    )
+    def test_wrong_use_is_said_in_a_line_with_status_2(self, trained, call, tmp_path, arguments, said):
+        (tmp_path / "empty").mkdir()
+        arguments = [str(tmp_path / "empty") if a == "EMPTY" else a for a in arguments]
+        status, _, error = call(evaluate, "--checkpoint", trained, *arguments)
+        assert status == 2
+        assert said in error
+        assert error.count("\n") == 1
+
+    @pytest.mark.parametrize("foreign", [False, True])
+    def test_a_missing_or_foreign_checkpoint_is_said_in_a_line(self, call, tmp_path, foreign):
+        if foreign:
+            (tmp_path / "checkpoints" / "7").mkdir(parents=True)
+            (tmp_path / "checkpoints" / "7" / "weights.bin").write_bytes(b"foreign")
+        status, _, error = call(evaluate, "--checkpoint", tmp_path, "--data", "noise")
+        assert status == 2
+        assert "evaluate.py: " in error
+        assert "Traceback" not in error
+
+
+class TestInterruption:
+    """A run in a process of its own is killed, goes on, and ends where one that was not would."""
+
+    CODE = """
+import sys
+from conftest import noise_records
+import spp_jax.data, train
+spp_jax.data._DATASETS["noise"] = lambda *_: noise_records()
+sys.exit(train.main(sys.argv[1:]))
+"""
+    STEPS = 150
+
+    def start(self, folder, cache, *arguments):
+        here = Path(__file__).parent
+        return subprocess.Popen(
+            [sys.executable, "-c", self.CODE, *arguments, "--out", str(folder), "--cache-dir", str(cache)],
+            env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def interrupt(self, folder, cache, number) -> tuple[int, int]:
+        """Send a signal once step 20 is saved: (exit status, latest step saved)."""
+        process = self.start(folder, cache, *QUICK, "--steps", str(self.STEPS), "--save-every", "10")
+        ends = time.monotonic() + 120
+        while not (folder / "checkpoints" / "20").is_dir() and process.poll() is None:
+            assert time.monotonic() < ends
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        with Checkpoints(folder) as checkpoints:
+            step = checkpoints.latest_step()
+        assert step is not None, said
+        assert 20 <= step < self.STEPS, said
+        return process.returncode, step
+
+    @pytest.fixture(scope="class")
+    def uninterrupted(self, cache, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("whole") / "run"
+        process = self.start(folder, cache, *QUICK, "--steps", str(self.STEPS), "--save-every", "10")
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        return folder
+
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    def test_ends_with_bit_equal_parameters(self, uninterrupted, cache, tmp_path, number):
+        folder = tmp_path / "run"
+        status, _ = self.interrupt(folder, cache, number)
+        assert status == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75}[number]
+        process = self.start(folder, cache, "--resume")
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        jax.tree.map(np.testing.assert_array_equal, final_variables(folder), final_variables(uninterrupted))
+        # The journal has every step once, and the same figures.
+        lines = [line for line in read_journal(folder) if "loss" in line]
+        assert lines == [line for line in read_journal(uninterrupted) if "loss" in line]
+        assert [line["step"] for line in lines] == list(range(1, self.STEPS + 1))
+
+
+def test_help_shows_type_default_and_meaning_of_every_field(call):
+    status, printed, _ = call(train, "--help")
+    assert status == 0
+    for name in RunConfig().to_dict():
+        assert f"--{name.replace('_', '-')}" in printed
+    assert "Peak of the learning rate" in printed
+    assert "(default: 0.002)" in printed or "(default:" in printed

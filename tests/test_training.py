@@ -1,0 +1,208 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import noise_records
+
+from spp_jax import plan_buckets
+from spp_jax.compilation import use_compilation_cache
+from spp_jax.config import RunConfig, UsageError
+from spp_jax.data.loading import load_batches
+from spp_jax.data.records import Records
+from spp_jax.data.schedule import Schedule
+from spp_jax.testing import count_compilations
+from spp_jax.training import create_optimizer, create_state, fit, score_loss, step_executables, train_step
+
+RECORDS = noise_records()
+CONFIG = RunConfig(buckets=3, pixels_per_step=20_000, learning_rate=1e-3)
+PLAN = plan_buckets(RECORDS.sizes, CONFIG.buckets, pixels_per_step=CONFIG.pixels_per_step)
+
+
+@dataclasses.dataclass
+class Run:
+    """A run over the noise records, started anew."""
+
+    schedule: Schedule
+    records: Records = RECORDS
+
+    def __post_init__(self):
+        self.optimizer = create_optimizer(CONFIG, 2 * self.schedule.steps_per_epoch)
+        self.graph, self.state = create_state(CONFIG, self.optimizer)
+        self.step = step_executables(self.graph, self.optimizer, self.schedule, self.state)
+
+    def fit(self, start: int, stop: int) -> list[dict]:
+        seen = []
+
+        def after_step(done, state, metrics):
+            seen.append({"step": done, **metrics})
+            return False
+
+        self.state = fit(
+            self.step, self.state, self.records, self.schedule, start=start, stop=stop, after_step=after_step
+        )
+        return seen
+
+
+@pytest.fixture
+def schedule():
+    return Schedule(RECORDS.sizes, PLAN, seed=0, flip=True)
+
+
+def test_an_epoch_over_k_buckets_compiles_the_step_k_times_and_sees_every_picture(schedule):
+    run = Run(schedule)
+    with count_compilations() as count:
+        seen = run.fit(0, schedule.steps_per_epoch)
+    assert count.compiled["step"] + count.cached["step"] == len(PLAN.shapes) == 3
+    assert sum(metrics["pictures"] for metrics in seen) == len(RECORDS)
+    with count_compilations() as count:
+        run.fit(schedule.steps_per_epoch, schedule.steps_per_epoch + 5)
+    assert not count.compiled["step"]
+
+
+def test_a_second_start_with_the_same_cache_compiles_no_step(schedule, tmp_path):
+    before = {
+        name: getattr(jax.config, name)
+        for name in (
+            "jax_compilation_cache_dir",
+            "jax_persistent_cache_min_compile_time_secs",
+            "jax_persistent_cache_min_entry_size_bytes",
+        )
+    }
+    use_compilation_cache(tmp_path / "xla")
+    assert (tmp_path / "xla").stat().st_mode & 0o077 == 0
+    try:
+        counts = []
+        for _ in range(2):
+            jax.clear_caches()
+            run = Run(schedule)
+            with count_compilations() as count:
+                list(run.step.compile_all())
+            counts.append((count.compiled["step"], count.cached["step"]))
+        assert counts == [(3, 0), (0, 3)]
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
+def test_training_lowers_the_loss(schedule):
+    seen = Run(schedule).fit(0, 2 * schedule.steps_per_epoch)
+    losses = [metrics["loss"] for metrics in seen]
+    assert all(map(math.isfinite, losses))
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_every_picture_weighs_the_same_in_an_epochs_gradient(schedule, x64):
+    """The steps' gradients, averaged over an epoch, are the gradient of the mean over all pictures.
+
+    With the parameters held still, and in a network without batch statistics.
+    """
+    rng = np.random.default_rng(0)
+    weights = jnp.asarray(rng.normal(size=3))
+
+    def losses(weights, batch):
+        mask = batch.images.mask()
+        features = jnp.where(mask, batch.images.values, 0).sum((1, 2)) / jnp.maximum(mask.sum((1, 2)), 1)
+        return score_loss(features / 255 @ weights, jnp.asarray(batch.scores, jnp.float64))
+
+    plain = Schedule(RECORDS.sizes, PLAN, seed=0, flip=False)
+    steps, sizes = [], []
+    for _, batch, _ in load_batches(RECORDS, PLAN, plain.steps(0, plain.steps_per_epoch)):
+        steps.append(jax.grad(lambda w, b=batch: b.weights @ losses(w, b) / plain.mean_batch)(weights))
+        sizes.append(int(batch.weights.sum()))
+    assert len(set(sizes)) > 1  # else nothing is shown
+    alone = plan_buckets(RECORDS.sizes, 40, multiple=1)
+    one_by_one = Schedule(RECORDS.sizes, alone, seed=1, flip=False)
+    lone = [
+        jax.grad(lambda w, b=batch: losses(w, b).sum())(weights)
+        for _, batch, _ in load_batches(RECORDS, alone, one_by_one.steps(0, len(RECORDS)))
+    ]
+    assert len(lone) == len(RECORDS)
+    np.testing.assert_allclose(np.mean(steps, 0), np.mean(lone, 0), rtol=1e-5)  # uint8 sums in float32
+
+
+def test_filler_rows_change_neither_parameters_nor_statistics(schedule):
+    run = Run(schedule)
+    spec, batch, _ = next(load_batches(RECORDS, PLAN, schedule.steps(0, 1)))
+    batch = jax.tree.map(jnp.asarray, batch)
+    more = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]), batch)
+    found, expected = (
+        jax.jit(lambda state, b: train_step(run.graph, run.optimizer, 8.0, state, b))(run.state, b)
+        for b in (more, batch)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), found[0].stats, expected[0].stats
+    )
+    np.testing.assert_allclose(found[1].loss, expected[1].loss, rtol=1e-5)
+    assert found[1].pictures == expected[1].pictures == len(spec.rows)
+
+
+def test_a_step_without_any_readable_picture_keeps_the_state_finite(schedule):
+    records = dataclasses.replace(RECORDS, photo=lambda i: b"text")
+    run = Run(schedule, records)
+    (metrics,) = run.fit(0, 1)
+    assert metrics["pictures"] == 0
+    assert len(metrics["failed"]) >= 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(run.state))
+
+
+def test_stopping_early_ends_with_the_state_after_that_step(schedule):
+    run, other = Run(schedule), Run(schedule)
+    stopped = fit(
+        run.step, run.state, RECORDS, schedule, start=0, stop=20, after_step=lambda done, *_: done == 3
+    )
+    other.fit(0, 3)
+    jax.tree.map(np.testing.assert_array_equal, stopped, other.state)
+
+
+def test_a_run_is_a_function_of_its_configuration(schedule):
+    first, second = Run(schedule), Run(schedule)
+    first.fit(0, 6)
+    second.fit(0, 2)
+    second.fit(2, 6)
+    jax.tree.map(np.testing.assert_array_equal, first.state, second.state)
+
+
+class TestLoss:
+    def test_is_the_cross_entropy_with_the_score(self):
+        logits, scores = jnp.array([0.3, -2.0]), jnp.array([0.8, 0.2])
+        p = 1 / (1 + np.exp(-np.asarray(logits)))
+        expected = -(scores * np.log(p) + (1 - scores) * np.log(1 - p))
+        np.testing.assert_allclose(score_loss(logits, scores), expected, rtol=1e-5)
+
+    @pytest.mark.parametrize("shapes", [((3, 1), (3,)), ((3,), (1,)), ((3, 1), (3, 1))])
+    def test_refuses_shapes_that_would_broadcast(self, shapes):
+        with pytest.raises(ValueError, match=r"must both be \[batch\]"):
+            score_loss(jnp.zeros(shapes[0]), jnp.zeros(shapes[1]))
+
+
+class TestConfig:
+    def test_goes_through_json_values_unchanged(self):
+        config = RunConfig(levels=(1, 3), steps=7, fold=2)
+        assert RunConfig.from_dict(config.to_dict()) == config
+        assert hash(config) == hash(RunConfig.from_dict({**config.to_dict(), "levels": [1, 3]}))
+
+    @pytest.mark.parametrize(
+        "field",
+        [
+            {"epochs": 0},
+            {"levels": ()},
+            {"levels": (0,)},
+            {"learning_rate": 0.0},
+            {"warmup": 1.0},
+            {"seed": -1},
+        ],
+    )
+    def test_refuses_what_means_nothing(self, field):
+        (name,) = field
+        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} .*must be"):
+            RunConfig(**field)
+
+    def test_names_the_fields_of_another_version(self):
+        with pytest.raises(UsageError, match="'colour'"):
+            RunConfig.from_dict({**RunConfig().to_dict(), "colour": 1})
+
+    def test_says_what_differs(self):
+        assert RunConfig(seed=1).differences(RunConfig()) == ["seed: 1, not 0"]
