@@ -27,15 +27,15 @@ class RunConfig:
     """Network: a name that spp_jax.list_models() gives."""
     levels: tuple[int, ...] = (1, 2, 4)
     """The pyramid: bins per side, level by level."""
-    epochs: int = 20
+    epochs: int = 30
     """Passes over the training part."""
     steps: int | None = None
     """Stop after this many steps instead; the learning rate's schedule ends there too."""
-    buckets: int = 8
+    buckets: int = 6
     """At most this many padded shapes, and so at most this many compilations of the step."""
-    pixels_per_step: int = 1_000_000
+    pixels_per_step: int = 300_000
     """Padded pixels of a batch. Bounds memory and evens out the steps."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Peak of the learning rate (AdamW, linear warm-up, then cosine)."""
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises."""

@@ -52,7 +52,7 @@ def call(cache, capsys):
         try:
             status = program.main([*map(str, arguments), "--cache-dir", str(cache)])
         except SystemExit as stop:
-            status = stop.code
+            status = int(stop.code or 0)
         return status, *capsys.readouterr()
 
     return call

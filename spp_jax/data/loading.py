@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -52,7 +52,7 @@ def abstract_batch(shape: tuple[int, ...], batch_size: int) -> Batch:
 
 def load_batches(
     records: Records, plan: BucketPlan, specs: Iterable[BatchSpec], *, workers: int | None = None
-) -> Iterator[Loaded]:
+) -> Generator[Loaded, None, None]:
     """Decode and pad the batches that ``specs`` names, in that order.
 
     A picture that cannot be read, or that turns out to be of another size than its record says,

@@ -23,12 +23,12 @@ class SPPNet(nnx.Module):
 
     def __init__(
         self,
-        body: Callable[[Padded], Padded],
+        body: Callable[[Padded], tuple[Padded, ...]],
         *,
         features: int,
         min_size: tuple[int, int],
         levels: Sequence[Level],
-        reduce: str,
+        reduce: Sequence[str],
         hidden: int,
         outputs: int,
         dtype: Dtype | None,
@@ -37,24 +37,23 @@ class SPPNet(nnx.Module):
         """Put a network together.
 
         Args:
-            body: a module from `Padded` images ``[batch, height, width, 3]`` to `Padded` features.
-            features: the channels that ``body`` gives.
-            min_size: the smallest (height, width) for which ``body`` gives at least one cell.
+            body: a module from `Padded` images ``[batch, height, width, 3]`` to one or more `Padded`
+                feature maps; each is pooled by the pyramid.
+            features: the channels that ``body`` gives, over all its maps.
+            min_size: the smallest (height, width) for which each map has at least one cell.
             levels: the pyramid.
-            reduce: of the pyramid.
+            reduce: the reductions of the pyramid; each gives its own features.
             hidden: width of the one hidden layer of the head.
             outputs: how many logits.
             dtype: to compute in; None: what parameters and input promote to.
             rngs: for the initial parameters.
         """
         self.body = body
-        self.pool = SpatialPyramidPool(levels, reduce=reduce)
-        width = self.pool.num_bins * features
-        # Adam moves each weight by about the learning rate, so the sum over a long vector would leap,
+        self.pools = nnx.List(SpatialPyramidPool(levels, reduce=name) for name in reduce)
+        width = sum(pool.num_bins * features for pool in self.pools)
+        # Adam moves each weight by about the learning rate, so a sum over a vector this long would leap
         # and leave hidden units dead: the vector is scaled down, and the weights are of order 1.
-        self.norm = nnx.LayerNorm(
-            width, scale_init=nnx.initializers.constant(width**-0.5), dtype=dtype, rngs=rngs
-        )
+        self.scale = width**-0.5
         self.hidden = nnx.Linear(
             width, hidden, kernel_init=nnx.initializers.normal(1.0), dtype=dtype, rngs=rngs
         )
@@ -81,9 +80,10 @@ class SPPNet(nnx.Module):
                 f"images of {shape[1]}x{shape[2]} pixels are smaller than this model takes: at least "
                 f"{self.min_size[0]}x{self.min_size[1]}"
             )
-        features = self.body(images.map(self._normalize))
-        vector = self.pool(features).reshape(shape[0], -1)
-        return self.logits(nnx.relu(self.hidden(self.norm(vector))))
+        maps = self.body(images.map(self._normalize))
+        pooled = [pool(features) for features in maps for pool in self.pools]
+        vector = jnp.concatenate(pooled, axis=-1).reshape(shape[0], -1)
+        return self.logits(nnx.gelu(self.hidden(vector * self.scale)))
 
     def _normalize(self, pixels: jax.Array) -> jax.Array:
         """Pixels to about zero mean and unit variance: (x - 1/2) / (1/4)."""

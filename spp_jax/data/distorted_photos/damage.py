@@ -17,11 +17,11 @@ __all__ = ["DAMAGES", "LEVELS", "damaged", "score_of_level"]
 LEVELS = 4
 
 DAMAGES: dict[str, tuple[float, ...]] = {
-    "blur": (0.6, 1.1, 2.8, 5.0),  # standard deviation of the Gaussian, pixels
-    "noise": (4.0, 9.0, 22.0, 45.0),  # standard deviation of white noise, levels of 0 to 255
-    "jpeg": (80, 50, 18, 7),  # libjpeg quality
-    "jpeg2000": (44.0, 39.0, 27.0, 23.0),  # peak signal-to-noise ratio, dB
-    "contrast": (0.85, 0.7, 0.4, 0.22),  # factor about mid-grey
+    "blur": (0.5, 0.9, 3.0, 6.0),  # standard deviation of the Gaussian, pixels
+    "noise": (3.0, 7.0, 25.0, 50.0),  # standard deviation of white noise, levels of 0 to 255
+    "jpeg": (90, 70, 12, 5),  # libjpeg quality
+    "jpeg2000": (45.0, 40.0, 25.0, 21.0),  # peak signal-to-noise ratio, dB
+    "contrast": (0.9, 0.8, 0.35, 0.2),  # factor about mid-grey
 }
 """The strengths of levels 1 to 4 of each kind of damage, mildest first."""
 

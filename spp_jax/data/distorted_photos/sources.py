@@ -82,7 +82,6 @@ SOURCES = (
     _skimage("hubble_deep_field", "hubble_deep_field.jpg"),
     _skimage("immunohistochemistry", "ihc.png"),
     _skimage("motorcycle", "motorcycle_left.png", "motorcycle_right.png"),
-    _skimage("retina", "retina.jpg"),
     _skimage("rocket", "rocket.jpg"),
     Source("china", "scikit-learn", ("sklearn/datasets/images/china.jpg",)),
     Source("flower", "scikit-learn", ("sklearn/datasets/images/flower.jpg",)),

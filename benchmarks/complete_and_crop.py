@@ -1,0 +1,77 @@
+"""The seed's interesting result: a complete photograph against a blurred crop of it.
+
+    python benchmarks/complete_and_crop.py --checkpoint FOLDER [--out FOLDER]
+
+For every photograph that the checkpoint's fold held out, writes ``NAME-complete.png`` and
+``NAME-blurred_crop.png`` (its middle half, Gaussian blur of 3 pixels), scores both, prints a table, and
+draws the pairs with their scores. Needs spp_jax[demo].
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import tyro
+from PIL import Image
+
+from spp_jax import Scorer
+from spp_jax.data import load_dataset
+from spp_jax.data.distorted_photos.damage import damaged
+from spp_jax.data.distorted_photos.sources import find_sources
+from spp_jax.data.records import split_records
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A complete photograph against a blurred crop of it."""
+
+    checkpoint: Path
+    """Folder of a run of train.py on distorted_photos."""
+    out: Path = Path("complete_and_crop")
+    """Folder for the pictures, complete_and_crop.json and complete_and_crop.png."""
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    scorer = Scorer.from_checkpoint(options.checkpoint)
+    records = load_dataset("distorted_photos", Path(platformdirs.user_cache_dir("spp_jax")) / "data")
+    held_out = sorted(set(split_records(records, "test", scorer.config.fold).groups))
+    options.out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name in held_out:
+        complete = find_sources()[name][0]
+        width, height = complete.size
+        crop = complete.crop((width // 4, height // 4, width - width // 4, height - height // 4))
+        blurred = damaged(np.asarray(crop), "blur", 3, np.random.default_rng(0))
+        files += [options.out / f"{name}-complete.png", options.out / f"{name}-blurred_crop.png"]
+        complete.save(files[-2])
+        Image.fromarray(blurred).save(files[-1])
+    scores = scorer.score(files)
+    print(f"{'held out':24s}{'complete':>10s}{'blurred crop':>14s}")
+    for name, complete, crop in zip(held_out, scores[::2], scores[1::2], strict=True):
+        print(f"{name:24s}{complete:10.3f}{crop:14.3f}")
+    table = {file.name: float(score) for file, score in zip(files, scores, strict=True)}
+    described = {"version": 1, "fold": scorer.config.fold, "scores": table}
+    (options.out / "complete_and_crop.json").write_text(json.dumps(described, indent=2) + "\n")
+    _draw(files, scores, options.out / "complete_and_crop.png")
+
+
+def _draw(files: list[Path], scores: np.ndarray, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.2 * len(files) / 2, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, len(files) // 2, squeeze=False)
+    for place, (file, score) in enumerate(zip(files, scores, strict=True)):
+        spot = axes[place % 2, place // 2]
+        spot.imshow(np.asarray(Image.open(file)))
+        spot.set_title(f"{file.stem.rsplit('-')[-1].replace('_', ' ')}: {score:.2f}", fontsize=11)
+        spot.axis("off")
+    figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
