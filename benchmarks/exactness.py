@@ -61,7 +61,7 @@ def measure(options: Options) -> dict[str, dict[str, float]]:
             row = worst.setdefault(comparison, dict.fromkeys(KINDS.values(), 0.0))
             for name, error in relative_errors(found, expected).items():
                 kind = next(kind for start, kind in KINDS.items() if name.startswith(start))
-                row[kind] = max(row[kind], error)
+                row[kind] = float(np.maximum(row[kind], error))  # which keeps NaN
     return worst
 
 

@@ -258,10 +258,11 @@ sys.exit(train.main(sys.argv[1:]))
 """
     STEPS = 150
 
-    def start(self, folder, cache, *arguments):
+    @classmethod
+    def start(cls, folder, cache, *arguments):
         here = Path(__file__).parent
         return subprocess.Popen(
-            [sys.executable, "-c", self.CODE, *arguments, "--out", str(folder), "--cache-dir", str(cache)],
+            [sys.executable, "-c", cls.CODE, *arguments, "--out", str(folder), "--cache-dir", str(cache)],
             env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -284,9 +285,10 @@ sys.exit(train.main(sys.argv[1:]))
         return process.returncode, step
 
     @pytest.fixture(scope="class")
-    def uninterrupted(self, cache, tmp_path_factory):
+    @classmethod
+    def uninterrupted(cls, cache, tmp_path_factory):
         folder = tmp_path_factory.mktemp("whole") / "run"
-        process = self.start(folder, cache, *QUICK, "--steps", str(self.STEPS), "--save-every", "10")
+        process = cls.start(folder, cache, *QUICK, "--steps", str(cls.STEPS), "--save-every", "10")
         _, said = process.communicate(timeout=240)
         assert process.returncode == 0, said
         return folder

@@ -16,6 +16,11 @@ from spp_jax.models import SPPNet
 from spp_jax.testing import lone_tensors, padded_tensors, relative_errors
 
 
+def apply(model: SPPNet, images) -> jax.Array:
+    graph, state = nnx.split(model)
+    return jax.jit(lambda state, images: nnx.merge(graph, state)(images))(state, images)
+
+
 def with_a_moved_head(model: SPPNet) -> SPPNet:
     """A head that starts at zero hides everything before it."""
     shape = model.logits.kernel[...].shape
@@ -36,29 +41,29 @@ def test_logits_and_gradients_of_compact_for_50_random_sizes(compact, first):
     rng = np.random.default_rng(first)
     images = [rng.uniform(size=(*size, 3)) for size in SIZES[first : first + 5]]
     alone = lone_tensors(compact, images)
-    for outside in (math.nan, 1e6):
-        errors = relative_errors(padded_tensors(compact, images, outside=outside), alone)
-        assert len(errors) > 15
-        assert max(errors.values()) <= 1e-9, errors
-        assert errors["input gradient outside the images"] == 0
+    outside = math.nan if first % 10 else 1e6
+    errors = relative_errors(padded_tensors(compact, images, outside=outside), alone)
+    assert len(errors) > 15
+    assert all(error <= 1e-9 for error in errors.values()), errors
+    assert errors["input gradient outside the images"] == 0
 
 
 def test_in_float32_padding_costs_no_more_than_rounding_does(compact):
     rng = np.random.default_rng(1)
-    images = [rng.uniform(size=(*size, 3)).astype(np.float32) for size in SIZES[:5]]
+    images = [rng.uniform(size=(*size, 3)).astype(np.float32) for size in SIZES[:3]]
     alone = lone_tensors(compact, images, dtype=np.float32)
     rounding = relative_errors(alone, lone_tensors(compact, images))
     padding = relative_errors(padded_tensors(compact, images, dtype=np.float32), alone)
-    assert max(padding.values()) <= 10 * max(rounding.values()) < 1e-2
+    assert np.max([*padding.values()]) <= 10 * np.max([*rounding.values()]) < 1e-2
 
 
 def test_pictures_in_uint8_are_normalised_alike(compact):
     pixels = [np.random.default_rng(n).integers(0, 256, (*SIZES[n], 3), np.uint8) for n in range(3)]
-    together = compact(jax.tree.map(jnp.asarray, pad_batch(pixels, (50, 60))))
+    together = apply(compact, jax.tree.map(jnp.asarray, pad_batch(pixels, (50, 60))))
     for row, picture in enumerate(pixels):
-        np.testing.assert_allclose(together[row], compact(picture[None])[0], rtol=2e-4, atol=1e-5)
+        np.testing.assert_allclose(together[row], apply(compact, picture[None])[0], rtol=2e-4, atol=1e-5)
         np.testing.assert_allclose(
-            together[row], compact(picture[None] / np.float32(255))[0], rtol=2e-4, atol=1e-5
+            together[row], apply(compact, picture[None] / np.float32(255))[0], rtol=2e-4, atol=1e-5
         )
 
 
@@ -103,14 +108,7 @@ def logits_of_images_alone(params: Any, images: list[jax.Array], scale: float) -
         return [(x - mean) / jnp.sqrt(var + 1e-5) * p["scale"][...] + p["bias"][...] for x in xs]
 
     def max_pool(x):
-        x = jnp.pad(x, ((1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-        rows = range(0, x.shape[0] - 2, 2)
-        return jnp.stack(
-            [
-                jnp.stack([x[i : i + 3, j : j + 3].max((0, 1)) for j in range(0, x.shape[1] - 2, 2)])
-                for i in rows
-            ]
-        )
+        return lax.reduce_window(x, -jnp.inf, lax.max, (3, 3, 1), (2, 2, 1), ((1, 1), (1, 1), (0, 0)))
 
     def pyramid(x):
         pooled = []
@@ -164,7 +162,7 @@ def test_in_training_mode_statistics_are_over_the_batchs_true_cells(outside, x64
 
     values = jnp.where(mask, padded.values, outside)
     (for_params, for_values), logits = jax.jit(jax.grad(together, (0, 1), has_aux=True))(params, values)
-    (for_params_alone, for_images), expected = jax.grad(alone, (0, 1), has_aux=True)(
+    (for_params_alone, for_images), expected = jax.jit(jax.grad(alone, (0, 1), has_aux=True))(
         params, [jnp.asarray(image) for image in images]
     )
     found = {"logits": logits, "outside": jnp.abs(jnp.where(mask, 0, for_values)).max()}
@@ -182,26 +180,26 @@ def test_in_training_mode_statistics_are_over_the_batchs_true_cells(outside, x64
         found[str(path)], wanted[str(path)] = a, b
     found, wanted = ({name: np.asarray(t) for name, t in part.items()} for part in (found, wanted))
     errors = relative_errors(found, wanted)
-    assert max(errors.values()) <= 1e-9, errors
+    assert all(error <= 1e-9 for error in errors.values()), errors
     assert errors["outside"] == 0
 
 
 class TestModel:
     def test_takes_plain_arrays_and_refuses_what_is_no_batch_of_pictures(self, compact):
-        assert compact(jnp.zeros((2, 8, 11, 3), jnp.uint8)).shape == (2, 1)
+        assert apply(compact, jnp.zeros((2, 8, 11, 3), jnp.uint8)).shape == (2, 1)
         for shape in ((8, 8, 3), (1, 8, 8, 1)):
             with pytest.raises(ValueError, match=r"images must be \[batch, height, width, 3\]"):
                 compact(jnp.zeros(shape, jnp.uint8))
 
     def test_min_size_is_the_smallest_it_takes(self, compact):
         height, width = compact.min_size
-        assert np.isfinite(compact(jnp.zeros((1, height, width, 3)))).all()
+        assert np.isfinite(apply(compact, jnp.zeros((1, height, width, 3)))).all()
         with pytest.raises(ValueError, match=f"at least {height}x{width}"):
             compact(jnp.zeros((1, height - 1, 50, 3)))
 
     def test_outputs_levels_and_dtype_are_options_and_unknown_ones_an_error(self):
         model = create_model("compact", levels=(1, (2, 3)), outputs=10, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
-        logits = model(jnp.zeros((2, 20, 30, 3), jnp.uint8))
+        logits = apply(model, jnp.zeros((2, 20, 30, 3), jnp.uint8))
         assert logits.shape == (2, 10)
         assert logits.dtype == jnp.bfloat16
         with pytest.raises(TypeError, match="colour"):
