@@ -103,6 +103,7 @@ def test_true_sizes_follow_the_convolution_of_the_image_alone(options):
 def test_sizes_of_filler_rows_and_of_images_too_small_become_0():
     x = Padded(jnp.ones((3, 6, 6, 3)), jnp.array([[0, 0], [2, 6], [3, 3]], jnp.int32))
     assert conv(padding=0)(x).sizes.tolist() == [[0, 0], [0, 4], [1, 1]]
+    assert conv(padding=2)(x).sizes.tolist()[0] == [0, 0]  # though three zeros and nothing fit the window
     assert MaxPool(2)(x).sizes.tolist() == [[0, 0], [1, 3], [1, 1]]
 
 
