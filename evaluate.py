@@ -20,7 +20,7 @@ from spp_jax.data.records import SPLITS, split_records
 from spp_jax.metrics import agreement
 from spp_jax.scoring import Scorer
 
-DONE, WRONG_USE, SKIPPED = 0, 2, 3
+DONE, FAILED, WRONG_USE, SKIPPED = 0, 1, 2, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Options:
     photos: tuple[Path, ...] = ()
     """Photographs to score, or folders of them (searched to the bottom)."""
     out: Path | None = None
-    """JSON file for the figures. Default: metrics.json in the folder of the checkpoint for --data, none
-    for --photos."""
+    """JSON file for the figures. Default for --data: in the folder of the checkpoint, metrics.json for
+    the test part of the fold trained for, else metrics-SPLIT-foldN.json; none for --photos."""
     data_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     """Where prepared data sets are kept."""
     cache_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "xla"
@@ -53,15 +53,22 @@ class Options:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     options = tyro.cli(Options, args=arguments)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore  # file names need not be text
     try:
         if bool(options.data) == bool(options.photos):
             raise UsageError("give either --data NAME or --photos PATH [PATH ...]")
+        if options.out and not options.out.absolute().parent.is_dir():
+            raise UsageError(f"--out {options.out}: there is no folder {options.out.absolute().parent}")
         use_compilation_cache(options.cache_dir)
         scorer = Scorer.from_checkpoint(options.checkpoint)
         return _evaluate_data(scorer, options) if options.data else _score_photos(scorer, options)
     except UsageError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return WRONG_USE
+    except (OSError, FloatingPointError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return FAILED
 
 
 def _evaluate_data(scorer: Scorer, options: Options) -> int:
@@ -70,20 +77,27 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
         raise UsageError(f"--split {options.split}: unknown; known are {', '.join(SPLITS)}")
     fold = scorer.config.fold if options.fold is None else options.fold
     records = load_dataset(options.data, options.data_dir, say=lambda text: print(text, file=sys.stderr))
-    records, small = records.at_least(scorer.min_size)
     try:
         records = split_records(records, options.split, fold)
     except ValueError as error:
         raise UsageError(str(error)) from None
+    records, small = records.at_least(scorer.min_size)
+    if not len(records):
+        raise UsageError(f"--data {options.data}: every picture is smaller than the model takes")
     with tqdm(total=len(records), unit="photo", desc="score", mininterval=1) as bar:
         scores, failed = scorer.score_records(records, progress=bar.update)
     skipped = dict.fromkeys(small, "is smaller than the model takes")
     skipped |= {records.ids[index]: reason for index, reason in failed.items()}
+    if len(failed) == len(records):
+        _name_skipped(skipped)
+        raise UsageError(f"--data {options.data}: no picture of {options.split} could be read")
     result = agreement(scores, records.scores)
     print(f"{options.data}, {options.split}, fold {fold}")
     print(result.table())
     described = {"data": options.data, "split": options.split, "fold": fold, **result.to_dict()}
-    out = options.out or options.checkpoint / "metrics.json"
+    held_out = options.split == "test" and fold == scorer.config.fold
+    name = "metrics.json" if held_out else f"metrics-{options.split}-fold{fold}.json"
+    out = options.out or options.checkpoint / name
     out.write_text(json.dumps(described, indent=2) + "\n")
     return _name_skipped(skipped)
 
@@ -106,7 +120,7 @@ def _score_photos(scorer: Scorer, options: Options) -> int:
 
 def _expand(paths: Iterable[Path]) -> Iterable[Path]:
     """Files as they are; of folders, all files whose name ends like a picture's, in order of name."""
-    endings = Image.registered_extensions()
+    endings = set(Image.registered_extensions()) - {".pdf", ".palm"}  # which Pillow only writes
     for path in paths:
         if not path.is_dir():
             yield path

@@ -1,5 +1,6 @@
 """Train a judge of photographs. `python train.py --help` lists every option."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -79,6 +80,12 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return WRONG_USE
+    except (OSError, FloatingPointError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("train.py: interrupted; what was saved stands: run again with --resume", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parse(arguments: list[str] | None) -> Options:
@@ -156,15 +163,20 @@ def _train(job: Job, options: Options) -> int:
     skipped = dict(job.skipped)
 
     print(_describe(job), file=sys.stderr)
-    with Checkpoints(folder) as checkpoints, interrupted:
+    for name, reason in job.skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    with Checkpoints(folder) as checkpoints, interrupted, contextlib.ExitStack() as open_things:
         start = 0
         if options.resume:
             start, state = _restore(checkpoints, about, state)
             print(f"resumed at step {start} of {job.total_steps}", file=sys.stderr)
         _compile(step, interrupted)
-        journal = Journal(folder, start)
+        journal = open_things.enter_context(contextlib.closing(Journal(folder, start)))
+        for line in journal.lines:  # before a run that goes on here
+            skipped |= line.get("skipped", {})
         check = _Validation(graph, state, validation, config)
         bar = tqdm(total=job.total_steps, initial=start, unit="step", desc="train", mininterval=1)
+        open_things.enter_context(bar)
         began, seen = time.perf_counter(), 0
 
         def save(done: int, state: TrainState) -> None:
@@ -172,14 +184,17 @@ def _train(job: Job, options: Options) -> int:
                 journal.flush()
                 checkpoints.save(done, *_parts_of(state), about)
 
+        def note_skipped(failed: dict[str, str]) -> None:
+            for name in failed.keys() - skipped.keys():
+                tqdm.write(f"skipped {name}: {failed[name]}", file=sys.stderr)
+            skipped.update(failed)
+
         def after_step(done: int, state: TrainState, metrics: dict) -> bool:
             nonlocal seen
             seen += metrics["pictures"]
-            for index, reason in metrics.pop("failed").items():
-                if train.ids[index] not in skipped:
-                    tqdm.write(f"skipped {train.ids[index]}: {reason}", file=sys.stderr)
-                skipped[train.ids[index]] = reason
-            journal.write({"step": done, **metrics})
+            failed = {train.ids[index]: reason for index, reason in metrics.pop("failed").items()}
+            note_skipped(failed)
+            journal.write({"step": done, **metrics, **({"skipped": failed} if failed else {})})
             bar.set_postfix_str(
                 f"loss {metrics['loss']:.3f}, accuracy {metrics['accuracy']:.2f}, "
                 f"{seen / (time.perf_counter() - began):.1f} images/s",
@@ -187,22 +202,22 @@ def _train(job: Job, options: Options) -> int:
             )
             bar.update()
             if done % schedule.steps_per_epoch == 0 or done == job.total_steps:
-                result = check(state)
-                journal.write({"step": done, "validation": result})
+                result, failed = check(state)
+                note_skipped(failed)
+                journal.write({"step": done, "validation": result, **({"skipped": failed} if failed else {})})
                 tqdm.write(
                     f"epoch {done / schedule.steps_per_epoch:g}: validation loss {result['loss']:.3f}, "
                     f"accuracy {result['accuracy']:.1%}, SRCC {result['srcc'] or math.nan:.3f}",
                     file=sys.stderr,
                 )
-            if done % config.save_every == 0 or done == job.total_steps or interrupted:
+            stopping = bool(interrupted)  # asked once: what stops is saved
+            if done % config.save_every == 0 or done == job.total_steps or stopping:
                 save(done, state)
-            return bool(interrupted)
+            return stopping
 
         if not options.resume:
             save(0, state)
         state = fit(step, state, train, schedule, start=start, stop=job.total_steps, after_step=after_step)
-        bar.close()
-        journal.close()
     try:
         draw_curves(journal.lines, schedule.steps_per_epoch, folder / "curves.png")
     except ModuleNotFoundError:
@@ -257,18 +272,26 @@ class _Validation:
         self._records = records
         self._forward = forward_executables(graph, _parts_of(state)[0], plan)
 
-    def __call__(self, state: TrainState) -> dict:
-        scores, _ = score_records(self._forward, _parts_of(state)[0], self._records)
+    def __call__(self, state: TrainState) -> tuple[dict, dict[str, str]]:
+        """The figures, and the reason for each photograph that could not be read."""
+        scores, failed = score_records(self._forward, _parts_of(state)[0], self._records)
+        if len(failed) == len(self._records):
+            raise UsageError("no photograph of the validation part could be read")
         labels = self._records.scores
         sure = np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)
         loss = -np.nanmean(labels * np.log(sure) + (1 - labels) * np.log1p(-sure))
-        return {"loss": float(loss), **agreement(scores, labels).to_dict()}
+        figures = {"loss": float(loss), **agreement(scores, labels).to_dict()}
+        return figures, {self._records.ids[index]: reason for index, reason in failed.items()}
 
 
 def _test(graph: nnx.GraphDef, state: TrainState, job: Job, folder: Path, skipped: dict) -> None:
     scorer = Scorer(nnx.merge(graph, *state[:2], copy=True), job.config)
     scores, failed = scorer.score_records(job.parts["test"])
-    skipped |= {job.parts["test"].ids[index]: reason for index, reason in failed.items()}
+    for index, reason in failed.items():
+        print(f"skipped {job.parts['test'].ids[index]}: {reason}", file=sys.stderr)
+        skipped[job.parts["test"].ids[index]] = reason
+    if len(failed) == len(job.parts["test"]):
+        raise UsageError("no photograph of the test part could be read")
     result = agreement(scores, job.parts["test"].scores)
     groups = sorted(set(job.parts["test"].groups))
     print(f"\ntest, fold {job.config.fold}: photographs never seen ({', '.join(groups)})")

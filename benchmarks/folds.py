@@ -36,6 +36,9 @@ def main() -> int:
                 print(f"fold {fold} ended with status {status} and no figures", file=sys.stderr)
                 return 1
         results.append(json.loads(figures.read_text()))
+        if (results[-1]["split"], results[-1]["fold"]) != ("test", fold):
+            print(f"{figures} is not of the test part of fold {fold}", file=sys.stderr)
+            return 1
     print(f"\n{'fold':>6s}{'pictures':>10s}" + "".join(f"{name:>10s}" for name in FIGURES))
     for result in results:
         row = "".join(f"{result[name]:10.3f}" for name in FIGURES)

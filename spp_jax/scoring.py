@@ -12,7 +12,7 @@ from flax import nnx
 from spp_jax.buckets import BucketPlan, plan_buckets
 from spp_jax.checkpoints import Checkpoints
 from spp_jax.compilation import BucketExecutables
-from spp_jax.config import RunConfig
+from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.decoding import Photo
 from spp_jax.data.loading import abstract_batch, load_batches
 from spp_jax.data.records import Records, photo_records
@@ -52,7 +52,10 @@ class Scorer:
         """
         with Checkpoints(Path(path)) as checkpoints:
             config = checkpoints.about().config
-            model = create_model(config.model, levels=config.levels, rngs=nnx.Rngs(0))
+            try:
+                model = create_model(config.model, levels=config.levels, rngs=nnx.Rngs(0))
+            except ValueError as error:
+                raise UsageError(f"{path} is no checkpoint of this version of spp_jax: {error}") from None
             graph, variables = nnx.split(model)
             variables = checkpoints.restore_model(variables)
         return cls(nnx.merge(graph, variables), config)
@@ -116,6 +119,9 @@ def score_records(
 
     Returns:
         Scores, float32 ``[n]``, NaN where unreadable; and the reasons, by index.
+
+    Raises:
+        FloatingPointError: the score of a picture that was read is no number.
     """
     scores = np.full(len(records), np.nan, np.float32)
     skipped: dict[int, str] = {}
@@ -123,6 +129,8 @@ def score_records(
     for spec, batch, failed in load_batches(records, forward.plan, specs):
         found = np.asarray(forward[spec.bucket].call(variables, jax.device_put(batch.images)))
         read = [row for row, index in enumerate(spec.rows) if index not in failed]
+        if not np.isfinite(found[read]).all():
+            raise FloatingPointError("the model gives scores that are no numbers: its training diverged")
         scores[[spec.rows[row] for row in read]] = found[read]
         skipped |= failed
         progress(len(spec.rows))

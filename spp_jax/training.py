@@ -1,5 +1,6 @@
 """Training: the loss, a pure step, and the loop that runs it over a schedule."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -74,7 +75,7 @@ def create_optimizer(config: RunConfig, total_steps: int) -> optax.GradientTrans
     rate = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=round(config.warmup * total_steps),
+        warmup_steps=min(round(config.warmup * total_steps), total_steps - 1),
         decay_steps=total_steps,
     )
     return optax.chain(
@@ -165,6 +166,9 @@ def fit(
 
     Returns:
         The state after the last step that ran.
+
+    Raises:
+        FloatingPointError: a loss is not finite; names the step, its bucket and its pictures.
     """
     batches = load_batches(records, schedule.plan, schedule.steps(start, stop))
     for done, (spec, batch, failed) in enumerate(batches, start + 1):
@@ -172,6 +176,12 @@ def fit(
         with jax.transfer_guard("disallow"):
             state, sums = executables[spec.bucket].call(state, on_device)
         loss, correct, pictures = map(float, jax.device_get(sums))
+        if not math.isfinite(loss):
+            names = ", ".join(records.ids[index] for index in spec.rows)
+            raise FloatingPointError(
+                f"the loss of step {done} is {loss} (bucket {schedule.plan.shapes[spec.bucket]}, pictures "
+                f"{names}): lower --learning-rate; the checkpoints before it stand"
+            )
         metrics = {
             "loss": loss / max(pictures, 1),
             "accuracy": correct / max(pictures, 1),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spp_jax import BucketPlan, create_model
+from spp_jax import BucketPlan, Scorer, create_model
 from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.training import create_optimizer
@@ -76,6 +76,15 @@ def test_a_checkpoint_of_another_version_is_refused(saved, change):
         checkpoints.about()
 
 
+def test_a_checkpoint_of_an_unknown_model_is_refused(saved):
+    file = saved / "checkpoints" / "3" / "about" / "metadata"
+    fields = json.loads(file.read_text())
+    fields["config"]["model"] = "of-another-day"
+    file.write_text(json.dumps(fields))
+    with pytest.raises(UsageError, match="'of-another-day' is unknown"):
+        Scorer.from_checkpoint(saved)
+
+
 def test_a_folder_that_only_looks_like_a_checkpoint_is_refused(tmp_path):
     (tmp_path / "checkpoints" / "7").mkdir(parents=True)
     (tmp_path / "checkpoints" / "7" / "weights.bin").write_bytes(b"foreign")
@@ -84,6 +93,7 @@ def test_a_folder_that_only_looks_like_a_checkpoint_is_refused(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore's threads
 def test_damaged_arrays_are_refused_in_one_line(saved):
     for file in (saved / "checkpoints" / "3" / "model").rglob("*"):
         if file.is_file() and "metadata" not in file.name.lower():

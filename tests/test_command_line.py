@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,37 @@ class TestTrain:
         assert "noise-000,is no picture" in listed
         assert "noise-001,is no picture" in listed
 
+        shutil.rmtree(
+            tmp_path / "run" / "checkpoints" / max(os.listdir(tmp_path / "run" / "checkpoints"), key=int)
+        )
+        (tmp_path / "run" / "skipped.csv").unlink()
+        status, _, _ = call(train, "--resume", "--out", tmp_path / "run")
+        assert status == 3
+        assert (tmp_path / "run" / "skipped.csv").read_text() == listed
+
+    def test_a_run_that_diverges_stops_with_step_bucket_and_pictures_and_keeps_what_was_saved(
+        self, call, tmp_path
+    ):
+        arguments = [*QUICK, "--epochs", 2, "--warmup", 0.99, "--learning-rate", 1e30, "--clip-norm", 1e30]
+        status, _, said = call(train, *arguments, "--out", tmp_path / "run")
+        assert status == 1
+        assert "train.py: the loss of step" in said
+        assert "noise-0" in said
+        assert "lower --learning-rate" in said
+        with Checkpoints(tmp_path / "run") as checkpoints:
+            assert checkpoints.latest_step() == 0
+
+    def test_a_warm_up_as_long_as_the_run_is_no_error(self, call, tmp_path):
+        status, _, _ = call(train, *QUICK, "--steps", 1, "--warmup", 0.9, "--out", tmp_path / "run")
+        assert status == 0
+
+    def test_a_folder_that_cannot_be_written_is_said_in_a_line(self, call, tmp_path):
+        (tmp_path / "file").write_text("not a folder")
+        status, _, said = call(train, *QUICK, "--out", tmp_path / "file" / "run")
+        assert status == 1
+        assert "train.py: " in said
+        assert "Traceback" not in said
+
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
@@ -184,6 +216,13 @@ class TestEvaluate:
         assert status == 0
         assert json.loads((tmp_path / "m.json").read_text())["count"] > 20
 
+    def test_figures_of_another_fold_do_not_replace_those_of_the_test_part(self, trained, call):
+        before = (trained / "metrics.json").read_text()
+        status, _, _ = call(evaluate, "--checkpoint", trained, "--data", "noise", "--fold", 1)
+        assert status == 0
+        assert (trained / "metrics.json").read_text() == before
+        assert json.loads((trained / "metrics-test-fold1.json").read_text())["fold"] == 1
+
     def test_photographs_and_folders_are_scored_and_the_unreadable_named(self, trained, call, tmp_path):
         (tmp_path / "album" / "deep").mkdir(parents=True)
         (tmp_path / "album" / "b.png").write_bytes(RECORDS.photo(0))
@@ -225,6 +264,7 @@ class TestEvaluate:
             ),
             (["--data", "noise", "--fold", "7"], "fold 7 is unknown"),
             (["--photos", "EMPTY"], "is a folder without any picture"),
+            (["--data", "noise", "--out", "no/such/figures.json"], "there is no folder"),
         ],
     )
     def test_wrong_use_is_said_in_a_line_with_status_2(self, trained, call, tmp_path, arguments, said):
@@ -314,4 +354,4 @@ def test_help_shows_type_default_and_meaning_of_every_field(call):
     for name in RunConfig().to_dict():
         assert f"--{name.replace('_', '-')}" in printed
     assert "Peak of the learning rate" in printed
-    assert "(default: 0.002)" in printed or "(default:" in printed
+    assert "(default: 0.001)" in printed
