@@ -83,7 +83,8 @@ def draw(worst: dict[str, dict[str, float]], path: Path) -> None:
     axes.set_xticks(range(len(KINDS)), list(KINDS.values()))
     axes.set(yscale="log", ylabel="largest relative error", title="Padded batch against the image alone")
     axes.axhline(1e-9, color="grey", linestyle=":", label="promised in float64")
-    axes.legend(fontsize="small")
+    axes.set_ylim(top=100)
+    axes.legend(fontsize="small", loc="upper right")
     figure.savefig(path, dpi=120)
 
 
