@@ -54,7 +54,7 @@ def compact(
     smallest = 2 * 2 ** len(widths)
     return SPPNet(
         _Body(tuple(widths), dtype=dtype, rngs=rngs),
-        features=sum({0: widths[0], len(widths) - 1: widths[-1]}.values()),
+        features=widths[0] + widths[-1] if len(widths) > 1 else widths[0],
         min_size=(smallest, smallest),
         levels=levels,
         reduce=reduce,

@@ -12,9 +12,7 @@ import numpy as np
 from PIL import Image
 from skimage.filters import gaussian
 
-__all__ = ["DAMAGES", "LEVELS", "damaged", "score_of_level"]
-
-LEVELS = 4
+__all__ = ["DAMAGES", "damaged", "score_of_level"]
 
 DAMAGES: dict[str, tuple[float, ...]] = {
     "blur": (0.5, 0.9, 3.0, 6.0),  # standard deviation of the Gaussian, pixels
