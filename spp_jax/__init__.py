@@ -7,9 +7,11 @@ and scoring are loaded on first use.
 import importlib
 from typing import TYPE_CHECKING
 
+from spp_jax.bins import bin_edges, num_bins
 from spp_jax.buckets import BucketPlan, plan_buckets
 from spp_jax.padded import Padded, pad_batch
-from spp_jax.pooling import bin_edges, num_bins, spatial_pyramid_pool
+from spp_jax.pooling import boxes_to_windows, pool_windows, spatial_pyramid_pool
+from spp_jax.reductions import GeneralizedMean, Max, Mean, Monoid, TopKMean
 
 if TYPE_CHECKING:
     from spp_jax.layers import SpatialPyramidPool
@@ -20,16 +22,23 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BucketPlan",
+    "GeneralizedMean",
+    "Max",
+    "Mean",
+    "Monoid",
     "Padded",
     "SPPNet",
     "Scorer",
     "SpatialPyramidPool",
+    "TopKMean",
     "bin_edges",
+    "boxes_to_windows",
     "create_model",
     "list_models",
     "num_bins",
     "pad_batch",
     "plan_buckets",
+    "pool_windows",
     "spatial_pyramid_pool",
 ]
 

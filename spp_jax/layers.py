@@ -18,10 +18,12 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from spp_jax.bins import Level, normalize_levels, num_bins, rule_named
 from spp_jax.padded import Padded
-from spp_jax.pooling import Level, normalize_levels, num_bins, spatial_pyramid_pool
+from spp_jax.pooling import spatial_pyramid_pool
+from spp_jax.reductions import Reduction, reduction_named
 
-__all__ = ["BatchNorm", "Conv", "GroupNorm", "MaxPool", "SpatialPyramidPool"]
+__all__ = ["BatchNorm", "Conv", "Geometry", "GroupNorm", "MaxPool", "SpatialPyramidPool"]
 
 
 class Conv(nnx.Conv):
@@ -63,7 +65,7 @@ class Conv(nnx.Conv):
         kernel = _per_axis(kernel_size, 2)
         dilation = _per_axis(kernel_dilation, len(kernel))
         extent = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
-        self.geometry = _Window(extent, _per_axis(strides, len(kernel)), _padding(padding, extent))
+        self.geometry = Geometry(extent, _per_axis(strides, len(kernel)), _padding(padding, extent))
         super().__init__(
             in_features,
             out_features,
@@ -101,7 +103,7 @@ class MaxPool(nnx.Module):
             ValueError: a padding larger than half its window: a window could hold no cell.
         """
         axes = _per_axis(window, 2)
-        self.geometry = _Window(
+        self.geometry = Geometry(
             axes, axes if strides is None else _per_axis(strides, len(axes)), _padding(padding, axes)
         )
         if any(2 * p > w for p, w in zip(self.geometry.padding, axes, strict=True)):
@@ -175,26 +177,62 @@ class GroupNorm(nnx.GroupNorm):
 
 
 class SpatialPyramidPool(nnx.Module):
-    """The op as a layer: it stores ``levels`` and ``reduce``, and adds nothing."""
+    """The op as a layer: it stores levels, rule and reduction, whose arrays are its parameters."""
 
-    def __init__(self, levels: Sequence[Level] = (1, 2, 4), *, reduce: str = "max", spatial_rank: int = 2):
+    def __init__(
+        self,
+        levels: Sequence[Level] = (1, 2, 4),
+        *,
+        reduce: Reduction = "max",
+        rule: str = "adaptive",
+        spatial_rank: int = 2,
+    ):
         """Make the layer; arguments as :func:`spp_jax.spatial_pyramid_pool` takes them."""
         self.levels = normalize_levels(levels, spatial_rank)
-        self.reduce = reduce
+        rule_named(rule)
+        self.rule = rule
         self.num_bins = num_bins(self.levels, spatial_rank)
+        learnt, self.reduction = jax.tree.flatten(reduction_named(reduce))
+        self.learnt = nnx.List(nnx.Param(jnp.asarray(array)) for array in learnt)
 
     def __call__(self, x: Padded) -> jax.Array:
         """``[batch, *spatial, channels]`` -> ``[batch, num_bins, channels]``."""
-        return spatial_pyramid_pool(x.values, x.sizes, levels=self.levels, reduce=self.reduce)
+        reduction = jax.tree.unflatten(self.reduction, [param[...] for param in self.learnt])
+        return spatial_pyramid_pool(x.values, x.sizes, levels=self.levels, reduce=reduction, rule=self.rule)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Window:
-    """What is static about a sliding operation, per spatial axis."""
+class Geometry:
+    """What is static about a sliding operation, or a chain of them, per spatial axis.
+
+    Attributes:
+        window: input cells that one output cell sees: its receptive field.
+        strides: input cells from one output cell's window to the next one's.
+        padding: cells on both sides of the input.
+    """
 
     window: tuple[int, ...]
     strides: tuple[int, ...]
     padding: tuple[int, ...]
+
+    @property
+    def offsets(self) -> tuple[float, ...]:
+        """The input cell in the centre of the first window; between two cells: a half.
+
+        With :attr:`strides`, what :func:`spp_jax.boxes_to_windows` asks for.
+        """
+        return tuple((w - 1) / 2 - p for w, p in zip(self.window, self.padding, strict=True))
+
+    def then(self, other: "Geometry") -> "Geometry":
+        """Of this operation followed by another."""
+        mine = tuple(zip(self.window, self.strides, self.padding, strict=True))
+        theirs = tuple(zip(other.window, other.strides, other.padding, strict=True))
+        both = list(zip(mine, theirs, strict=True))
+        return Geometry(
+            tuple(w + (v - 1) * s for (w, s, _), (v, _, _) in both),
+            tuple(s * t for (_, s, _), (_, t, _) in both),
+            tuple(p + q * s for (_, s, p), (_, _, q) in both),
+        )
 
     def output_sizes(self, sizes: jax.Array) -> jax.Array:
         """True sizes after the operation; 0 where the input had none or the window does not fit."""

@@ -1,152 +1,174 @@
-"""The op: adaptive bins, pyramids of them, and the reductions that run over a bin.
+"""The op: pyramids of bins over whole feature maps and over windows of them.
 
 Conventions, said once: arrays are channels-last, ``[batch, *spatial, channels]``, with one to three
 spatial axes. Sizes are int32 ``[batch, spatial_rank]``, counted in cells of the feature map (not in
-pixels), height before width. Bins are half open. ``levels`` and ``reduce`` are static under ``jit``;
-everything else is data.
+pixels), height before width. Bins are half open. ``levels`` and ``rule`` are static under ``jit``, and so
+is what is hashable about ``reduce``; everything else is data.
+
+How it runs. A map is a window that starts at 0, so there is one path. A monoid reads each axis in turn:
+the axis is cut into segments that serve all levels (:class:`spp_jax.bins.AxisPlan`), each segment is
+combined to one state (:mod:`spp_jax.reading`), and bins are joined from segments. Reading is the only
+part that touches the whole map. Whatever is not a monoid is handed its cells bin by bin.
 
 Source: K. He, X. Zhang, S. Ren, J. Sun, "Spatial Pyramid Pooling in Deep Convolutional Networks for
 Visual Recognition", ECCV 2014 (arXiv:1406.4729), section 2.2 for the pyramid and appendix A for the
-floor/ceil rule of the bins.
+floor/ceil rule of the bins and for windows.
 """
 
-import itertools
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, overload
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.custom_batching import custom_vmap
+from jaxtyping import Array, Int32, PyTree, Shaped
 
-__all__ = ["Level", "bin_edges", "normalize_levels", "num_bins", "spatial_pyramid_pool"]
+from spp_jax.bins import AxisPlan, Level, bin_edges, longest_bin, normalize_levels, rule_named
+from spp_jax.reading import NO_WINNER, PLAIN, SUMS, VALUES, WINNERS, Winner, read_pyramid
+from spp_jax.reductions import CellFunction, Monoid, Reduction, reduction_named
 
-Level: TypeAlias = "int | Sequence[int]"
-"""Bins along every spatial axis, or one count per spatial axis."""
+__all__ = ["boxes_to_windows", "pool_windows", "spatial_pyramid_pool"]
 
-_Bins: TypeAlias = tuple[int, ...]
-_NO_WINNER = np.iinfo(np.int32).max
+_Levels: TypeAlias = tuple[tuple[int, ...], ...]
+_Boxes: TypeAlias = Int32[Array, "batch windows rank"]
+_Pooled: TypeAlias = Shaped[Array, "batch windows bins channels"]
 
-
-@overload
-def bin_edges(length: jax.Array, bins: int) -> tuple[jax.Array, jax.Array]: ...
-@overload
-def bin_edges(
-    length: int | Sequence[int] | np.ndarray | np.integer, bins: int
-) -> tuple[np.ndarray, np.ndarray]: ...
-def bin_edges(length, bins):
-    """Where each of ``bins`` adaptive bins over ``length`` cells starts and stops.
-
-    Bin ``i`` of ``n`` over length ``L`` is ``[floor(i*L/n), ceil((i+1)*L/n))``, in integer
-    arithmetic. Together the bins cover every cell; no bin is empty unless ``L`` is 0, also where
-    ``L < n``; neighbours share at most one cell.
-
-    Args:
-        length: cells, int or integer array of any shape, values >= 0. Ints and NumPy give NumPy
-            (usable as slice bounds), JAX arrays and tracers give JAX.
-        bins: how many bins, a static int >= 1.
-
-    Returns:
-        ``(starts, stops)``, int32, each of shape ``[*length.shape, bins]``.
-
-    Raises:
-        ValueError: ``bins`` is no int >= 1, or a ``length`` known now is negative.
-        TypeError: ``length`` is not of an integer type.
-
-    Source: SPP-net, appendix A; the rule of ``torch.nn.AdaptiveMaxPool2d``.
-    """
-    bins = _positive_int(bins, "bins")
-    xp = jnp if isinstance(length, jax.Array) else np
-    length = xp.asarray(length)
-    if not xp.issubdtype(length.dtype, xp.integer):
-        raise TypeError(f"bin_edges: length must be integers (cells), got dtype {length.dtype}")
-    if not isinstance(length, Tracer) and length.size and int(length.min()) < 0:
-        raise ValueError(f"bin_edges: length must be >= 0 cells, got {int(length.min())}")
-    # L = q*n + r, so i*L/n = i*q + i*r/n: nothing here exceeds L + n*n, where i*L could overflow.
-    length = length.astype(np.int32)[..., None]
-    quotient, remainder = length // bins, length % bins
-    index = xp.arange(bins, dtype=np.int32)
-    starts = index * quotient + index * remainder // bins
-    stops = (index + 1) * quotient - (-(index + 1) * remainder) // bins
-    return starts.astype(np.int32), stops.astype(np.int32)
-
-
-def num_bins(levels: Sequence[Level], spatial_rank: int = 2) -> int:
-    """How many bins a pyramid has: ``num_bins((1, 2, 4)) == 1 + 4 + 16``.
-
-    Args:
-        levels: the pyramid, as :func:`spatial_pyramid_pool` takes it.
-        spatial_rank: the number of spatial axes.
-
-    Raises:
-        ValueError: see :func:`normalize_levels`.
-    """
-    return sum(math.prod(level) for level in normalize_levels(levels, spatial_rank))
-
-
-def normalize_levels(levels: Sequence[Level], spatial_rank: int) -> tuple[_Bins, ...]:
-    """Levels as a hashable tuple with one count of bins per spatial axis: ``(2,) -> ((2, 2),)``.
-
-    Args:
-        levels: a non-empty sequence; each level is an int >= 1, or one such int per spatial axis.
-        spatial_rank: the number of spatial axes.
-
-    Raises:
-        ValueError: there are no levels, one is zero, negative or no int, or one has another number
-            of axes than ``spatial_rank``.
-    """
-    if isinstance(levels, int | np.integer) or not isinstance(levels, Sequence):
-        raise ValueError(f"levels must be a sequence such as (1, 2, 4), got {levels!r}")
-    if not levels:
-        raise ValueError("levels is empty: give at least one level, such as (1,)")
-    normal = []
-    for level in levels:
-        axes = tuple(level) if isinstance(level, Sequence) else (level,) * spatial_rank
-        if len(axes) != spatial_rank:
-            raise ValueError(
-                f"levels={levels!r}: level {level!r} names {len(axes)} axes, "
-                f"the features have {spatial_rank} spatial axes"
-            )
-        normal.append(tuple(_positive_int(n, f"levels={levels!r}: bins") for n in axes))
-    return tuple(normal)
+_DENSE_BINS = 128  # up to here a TPU finds each cell's winners by comparing rather than by scattering
 
 
 def spatial_pyramid_pool(
-    features: jax.Array | np.ndarray,
-    sizes: jax.Array | np.ndarray | Sequence[Sequence[int]] | None = None,
+    features: Shaped[Array | np.ndarray, "batch *spatial channels"],
+    sizes: Array | np.ndarray | Sequence[Sequence[int]] | None = None,
     *,
     levels: Sequence[Level] = (1, 2, 4),
-    reduce: str = "max",
-) -> jax.Array:
-    """Pool each feature map over a pyramid of adaptive bins into a vector of fixed length.
+    reduce: Reduction = "max",
+    rule: str = "adaptive",
+) -> Shaped[Array, "batch bins channels"]:
+    """Pool each feature map over a pyramid of bins into a vector of fixed length.
 
-    With ``"max"`` the index of each bin's winner is kept, and values and gradients go through that
-    index: ties go to the first cell in row-major order and a NaN wins its bin, as in torch. (A
-    gradient that finds the winner again by comparing values is silently wrong under ``jit``.)
-    Both reductions can be differentiated forward and backward, repeatedly.
+    With max the index of each bin's winner is kept when a derivative is taken, and the derivative goes
+    through that index: ties go to the first cell in row-major order and a NaN wins its bin, as in
+    torch. (A gradient that finds the winner again by comparing values is silently wrong under ``jit``.)
+    All reductions here can be differentiated forward and backward, repeatedly.
 
     Args:
         features: ``[batch, *spatial, channels]``, one to three spatial axes. Max takes any real
-            dtype, mean floating ones.
-        sizes: int32 ``[batch, spatial_rank]``, the true cells of each map, between 0 and the array's
-            own extent; cells beyond are never read, whatever they hold. None: every cell is real.
-            Under ``jit``, where values cannot be checked, sizes are clipped to that range.
+            dtype, the others floating ones.
+        sizes: int32 ``[batch, spatial_rank]``, the true cells of each map, between 1 and the array's
+            own extent; cells beyond are never read, whatever they hold. A row that is 0 along every
+            axis is a filler. None: every cell is real. Under ``jit``, where values cannot be checked,
+            sizes are clipped to between 0 and the extent, and a map with a size of 0 is a filler.
         levels: static; each level an int, or one int per spatial axis.
-        reduce: static; ``"max"`` or ``"mean"``. Means are summed in at least float32.
+        reduce: a name (``"max"``, ``"mean"``, ``"generalized_mean"``, ``"top_k_mean"``) or a reduction
+            as :mod:`spp_jax.reductions` describes; a pytree, its arrays differentiated.
+        rule: static; where bins lie, as :mod:`spp_jax.bins` describes.
 
     Returns:
         ``[batch, num_bins(levels), channels]`` in the dtype of ``features``: bins in the order of
-        ``levels``, row-major inside a level. A map of size 0 gives zeros, with zero gradient.
+        ``levels``, row-major inside a level. Fillers, and bins that a rule leaves empty, give zeros,
+        with zero gradient.
 
     Raises:
-        ValueError: shapes do not fit, a size known now is outside the array, ``levels`` is
-            malformed (:func:`normalize_levels`), or ``reduce`` is unknown.
+        ValueError: shapes do not fit, a size known now is outside the array or 0 along some axes only,
+            ``levels`` is malformed (:func:`spp_jax.bins.normalize_levels`), ``reduce`` or ``rule`` is
+            unknown, or the rule is not defined for a size known now.
         TypeError: a dtype that the reduction does not take.
 
     Source: SPP-net, section 2.2 and appendix A.
     """
+    features, pyramid = _checked_features(features, levels)
+    lengths = _checked_sizes(sizes, features, pyramid, rule)[:, None]
+    reduction = reduction_named(reduce)
+    return _pool(features, jnp.zeros_like(lengths), lengths, reduction, levels=pyramid, rule=rule)[:, 0]
+
+
+def pool_windows(
+    features: Shaped[Array | np.ndarray, "batch *spatial channels"],
+    windows: Array | np.ndarray | Sequence[Any],
+    sizes: Array | np.ndarray | Sequence[Sequence[int]] | None = None,
+    *,
+    levels: Sequence[Level] = (1, 2, 4),
+    reduce: Reduction = "max",
+    rule: str = "adaptive",
+) -> Shaped[Array, "batch windows bins channels"]:
+    """Pool any number of windows of each feature map over a pyramid of bins.
+
+    What :func:`spatial_pyramid_pool` gives on each window cut out, in one call with the windows as data:
+    run the convolutions once and score every region (SPP-net, section 4, detection).
+
+    Args:
+        features: as there.
+        windows: int32 ``[batch, windows, 2, spatial_rank]``: starts, stops, half open, in cells.
+            A window that is empty along every axis is a filler. Under ``jit``, where values cannot be
+            checked, windows are clipped to the true cells, and one that is empty then is a filler.
+            :func:`boxes_to_windows` makes them from boxes in the picture.
+        sizes: as there.
+        levels: as there.
+        reduce: as there.
+        rule: as there.
+
+    Returns:
+        ``[batch, windows, num_bins(levels), channels]`` in the dtype of ``features``; zeros for fillers.
+
+    Raises:
+        ValueError: as there; also if a window known now reaches beyond its map's true size, stops
+            before it starts, or is empty along some axes only.
+        TypeError: as there; also for windows that are no integers.
+    """
+    features, pyramid = _checked_features(features, levels)
+    lengths = _checked_sizes(sizes, features, pyramid, rule)
+    starts, window_lengths = _checked_windows(windows, features, lengths, pyramid, rule)
+    return _pool(features, starts, window_lengths, reduction_named(reduce), levels=pyramid, rule=rule)
+
+
+def boxes_to_windows(boxes, strides: Sequence[int], offsets: Sequence[float]):
+    """The window of cells that a box in the picture covers.
+
+    Those cells whose receptive field's centre lies inside the box: with ``x`` the box's edges and ``S``
+    the product of the strides, ``floor(x/S) + 1`` to ``ceil(x/S) - 1``, after taking the offset of the
+    first centre from ``x`` (SPP-net, appendix A, "Mapping a Window to Feature Maps"). Edges lie between
+    pixels: a box that starts at pixel 3 starts at 2.5. A box that holds no centre gets the one cell
+    nearest to its middle. The whole picture gives the whole map where a layer pads by half its window.
+
+    Args:
+        boxes: ``[..., 2, spatial_rank]``: starts, stops, half open, in pixels; integers, or floating
+            where pictures were scaled. NumPy in, NumPy out; JAX in, JAX out.
+        strides: per spatial axis, pixels from one centre to the next, as ``Geometry.strides`` has them.
+        offsets: per spatial axis, the pixel of the first centre: ``Geometry.offsets``. Multiples of 1/2.
+
+    Returns:
+        int32 ``[..., 2, spatial_rank]`` windows, in cells. They may reach beyond the map where the box
+        reaches beyond the picture: clip them to the map's true size.
+
+    Raises:
+        ValueError: the boxes' shape is another.
+    """
+    xp = jnp if isinstance(boxes, jax.Array) else np
+    boxes = xp.asarray(boxes)
+    rank = len(strides)
+    if boxes.ndim < 2 or boxes.shape[-2:] != (2, rank):
+        raise ValueError(f"boxes must have shape [..., 2, {rank}] (starts and stops), got {boxes.shape}")
+    # In half pixels everything is an integer.
+    step = 2 * np.asarray(strides, np.int32)
+    first = np.asarray([round(2 * offset) for offset in offsets], np.int32)
+    edges = 2 * boxes - 1 - first
+    starts = edges[..., 0, :] // step + 1
+    stops = -(-edges[..., 1, :] // step)
+    nearest = ((edges[..., 0, :] + edges[..., 1, :]) // 2 + step // 2) // step
+    empty = starts >= stops
+    starts, stops = xp.where(empty, nearest, starts), xp.where(empty, nearest + 1, stops)
+    return xp.stack([starts, stops], axis=-2).astype(np.int32)
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+
+def _checked_features(features, levels) -> tuple[jax.Array, _Levels]:
     features = jnp.asarray(features)
     rank = features.ndim - 2
     if not 1 <= rank <= 3:
@@ -156,170 +178,270 @@ def spatial_pyramid_pool(
         )
     if not all(features.shape[1:-1]):
         raise ValueError(f"features of shape {features.shape} have a spatial axis without cells")
-    pyramid = normalize_levels(levels, rank)
-    if not isinstance(reduce, str) or reduce not in _REDUCTIONS:
-        raise ValueError(f"reduce={reduce!r} is unknown; known are {', '.join(map(repr, _REDUCTIONS))}")
-    if sizes is None:
-        extent = np.array([features.shape[1:-1]], np.int32)
-        bounds = jnp.asarray(np.repeat(extent, features.shape[0], 0))
-    else:
-        bounds = _checked_sizes(sizes, features)
-    return _REDUCTIONS[reduce](features, bounds, pyramid)
+    return features, normalize_levels(levels, rank)
 
 
-def _checked_sizes(sizes, features: jax.Array) -> jax.Array:
+def _checked_sizes(sizes, features: jax.Array, levels: _Levels, rule: str) -> jax.Array:
     extent = np.asarray(features.shape[1:-1], np.int32)
     expected = (features.shape[0], len(extent))
-    if not isinstance(sizes, jax.Array):
-        sizes = np.asarray(sizes)
-    if sizes.shape != expected:
-        raise ValueError(
-            f"sizes must have shape {expected} (batch, spatial axes) for features of shape "
-            f"{features.shape}, got {sizes.shape}"
-        )
-    if not jnp.issubdtype(sizes.dtype, jnp.integer):
-        raise TypeError(f"sizes must be integers (cells), got dtype {sizes.dtype}")
+    if sizes is None:
+        sizes = np.broadcast_to(extent, expected)
+    sizes = _integers(sizes, expected, "sizes", "(batch, spatial axes)", features)
     if not isinstance(sizes, Tracer):
         known = np.asarray(sizes)
-        outside = ((known < 0) | (known > extent)).any(axis=1)
-        if outside.any():
-            row = int(outside.argmax())
-            raise ValueError(
-                f"sizes[{row}] = {known[row].tolist()} lies outside the array: features of shape "
-                f"{features.shape} hold 0 to {extent.tolist()} cells"
-            )
+        _refuse((known < 0) | (known > extent), "sizes", known, f"outside the array: 0 to {extent.tolist()}")
+        _refuse((known == 0) & (known != 0).any(-1, keepdims=True), "sizes", known, _HALF_EMPTY)
+        _check_rule(known, levels, rule)
     return jnp.clip(jnp.asarray(sizes, jnp.int32), 0, extent)
 
 
-def _positive_int(value, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
-    return int(value)
+def _checked_windows(windows, features: jax.Array, sizes: jax.Array, levels: _Levels, rule: str):
+    if not isinstance(windows, jax.Array):
+        windows = np.asarray(windows)
+    count = windows.shape[1] if windows.ndim > 1 else 0
+    expected = (features.shape[0], count, 2, features.ndim - 2)
+    windows = _integers(windows, expected, "windows", "(batch, windows, 2, spatial axes)", features)
+    if not isinstance(windows, Tracer):
+        known = np.asarray(windows)
+        lengths = known[:, :, 1] - known[:, :, 0]
+        _refuse(lengths < 0, "windows", known, "reversed: it stops before it starts")
+        _refuse((lengths == 0) & (lengths != 0).any(-1, keepdims=True), "windows", known, _HALF_EMPTY)
+        if not isinstance(sizes, Tracer):
+            most = np.asarray(sizes)[:, None, None]
+            outside = ((known < 0) | (known > most)) & (lengths > 0)[:, :, None]
+            _refuse(outside, "windows", known, "outside its map's true cells")
+        _check_rule(lengths, levels, rule)
+    clipped = jnp.clip(jnp.asarray(windows, jnp.int32), 0, sizes[:, None, None])
+    return clipped[:, :, 0], jnp.maximum(clipped[:, :, 1] - clipped[:, :, 0], 0)
 
 
-# --- max: find each bin's winner (no gradient), then gather it (the gradient is the scatter) -------
+_HALF_EMPTY = "empty along some axes only; a filler is empty along all"
 
 
-def _max_pyramid(features: jax.Array, sizes: jax.Array, pyramid: tuple[_Bins, ...]) -> jax.Array:
-    if jnp.issubdtype(features.dtype, jnp.complexfloating):
-        raise TypeError(f'reduce="max" needs ordered values, got dtype {features.dtype}')
-    batch, *spatial, channels = features.shape
-    winners = _winners(lax.stop_gradient(features), sizes, pyramid)
-    cells = features.reshape(batch, math.prod(spatial), channels)
-    found = winners != _NO_WINNER
-    pooled = jnp.take_along_axis(cells, jnp.where(found, winners, 0), axis=1)
-    return jnp.where(found, pooled, jnp.zeros((), features.dtype))
+def _integers(values, expected: tuple[int, ...], name: str, axes: str, features: jax.Array):
+    if not isinstance(values, jax.Array):
+        values = np.asarray(values)
+    if values.shape != expected:
+        raise ValueError(
+            f"{name} must have shape {expected} {axes} for features of shape {features.shape}, got "
+            f"{values.shape}"
+        )
+    if not jnp.issubdtype(values.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integers (cells), got dtype {values.dtype}")
+    return values
 
 
-def _winners(features: jax.Array, sizes: jax.Array, pyramid: tuple[_Bins, ...]) -> jax.Array:
-    """The row-major cell index of each bin's maximum, int32 ``[batch, bins, channels]``.
+def _refuse(wrong: np.ndarray, name: str, known: np.ndarray, why: str) -> None:
+    """Raise for the first row (or window) in which something is wrong."""
+    if wrong.any():
+        lead = known.ndim - 1 if name == "sizes" else known.ndim - 2
+        at = tuple(int(i[0]) for i in np.nonzero(wrong))[:lead]
+        place = "".join(f"[{i}]" for i in at)
+        raise ValueError(f"{name}{place} = {known[at].tolist()} is {why}")
 
-    Every level whose bins are unions of another level's bins is taken from those: where ``m``
-    divides ``n``, ``floor(i*(n/m)*L/n) == floor(i*L/m)``, and the same for the stops, for any ``L``.
-    """
-    batch, *spatial, channels = features.shape
-    position = jnp.arange(math.prod(spatial), dtype=jnp.int32).reshape(1, *spatial, 1)
-    everywhere = features, jnp.broadcast_to(position, features.shape)
 
-    @jax.named_scope("spp_level")
-    def level_from_cells(level: _Bins):
-        best = everywhere
+def _check_rule(lengths: np.ndarray, levels: _Levels, rule: str) -> None:
+    rule_named(rule)
+    for level in levels:
         for axis, bins in enumerate(level):
-            best = _best_in_bins(best, axis + 1, *bin_edges(sizes[:, axis], bins))
-        return best
-
-    done: dict[_Bins, tuple[jax.Array, jax.Array]] = {}
-    for level in sorted(set(pyramid), key=math.prod, reverse=True):
-        finer = [other for other in done if all(n % m == 0 for m, n in zip(level, other, strict=True))]
-        if finer:
-            done[level] = _best_in_blocks(done[min(finer, key=math.prod)], level)
-        else:
-            done[level] = level_from_cells(level)
-    return jnp.concatenate([done[level][1].reshape(batch, -1, channels) for level in pyramid], axis=1)
+            bin_edges(lengths[..., axis], bins, rule=rule)
 
 
-def _best_in_bins(best, axis: int, starts: jax.Array, stops: jax.Array):
-    """Reduce ``axis`` to one (value, index) pair per bin; cells outside the bin are not seen."""
-    values, index = best
-    along = [1] * values.ndim
-    along[axis] = -1
-    per_image = [-1] + [1] * (values.ndim - 1)
-    line = jnp.arange(values.shape[axis], dtype=jnp.int32).reshape(along)
-    reduced = []
-    for i in range(starts.shape[-1]):
-        inside = (line >= starts[:, i].reshape(per_image)) & (line < stops[:, i].reshape(per_image))
-        pair = jnp.where(inside, values, _lowest(values.dtype)), jnp.where(inside, index, _NO_WINNER)
-        reduced.append(_reduce_best(pair, (axis,)))
-    values, index = zip(*reduced, strict=True)
-    return jnp.stack(values, axis), jnp.stack(index, axis)
+# --- the path ---------------------------------------------------------------------------------------
 
 
-def _best_in_blocks(best, level: _Bins):
-    """The pairs of a coarse level from those of a finer one that it divides into."""
-    batch, *fine, channels = best[0].shape
-    blocks = [(m, n // m) for m, n in zip(level, fine, strict=True)]
-    shape = (batch, *itertools.chain.from_iterable(blocks), channels)
-    axes = tuple(2 + 2 * axis for axis in range(len(level)))
-    return _reduce_best(tuple(part.reshape(shape) for part in best), axes)
-
-
-def _reduce_best(pair, axes: tuple[int, ...]):
-    values, index = pair
-    identity = jnp.asarray(_lowest(values.dtype), values.dtype), jnp.int32(_NO_WINNER)
-    return lax.reduce((values, index), identity, _better, axes)
-
-
-def _better(a, b):
-    """The larger value, NaN above all; at ties the smaller index. Associative and commutative."""
-    (a_value, a_index), (b_value, b_index) = a, b
-    if jnp.issubdtype(a_value.dtype, jnp.floating):
-        a_nan, b_nan = a_value != a_value, b_value != b_value
-        above = (a_value > b_value) | (a_nan & ~b_nan)
-        tied = (a_value == b_value) | (a_nan & b_nan)
+@functools.partial(jax.jit, static_argnames=("levels", "rule"), inline=True)
+def _pool(
+    features: Shaped[Array, "batch *spatial channels"],
+    starts: _Boxes,
+    lengths: _Boxes,
+    reduction: Monoid | CellFunction,
+    *,
+    levels: _Levels,
+    rule: str,
+) -> _Pooled:
+    if isinstance(reduction, Monoid):
+        pooled = _pool_monoid(reduction, features, starts, lengths, levels, rule)
     else:
-        above, tied = a_value > b_value, a_value == b_value
-    first = above | (tied & (a_index < b_index))
-    return lax.select(first, a_value, b_value), lax.select(first, a_index, b_index)
+        pooled = _pool_cells(reduction, features, starts, lengths, levels, rule)
+    return pooled.astype(features.dtype)
 
 
-def _lowest(dtype):
-    if jnp.issubdtype(dtype, jnp.floating):
-        return -jnp.inf
-    return False if dtype == jnp.bool_ else jnp.iinfo(dtype).min
+def _pool_monoid(
+    monoid: Monoid,
+    features: Shaped[Array, "batch *spatial channels"],
+    starts: _Boxes,
+    lengths: _Boxes,
+    levels: _Levels,
+    rule: str,
+) -> _Pooled:
+    state = monoid.lift(features)
+    together = [levels] if rule_named(rule).nests else [(level,) for level in levels]
+    parts = []
+    for group in together:
+        counts = (tuple(sorted(set(axis))) for axis in zip(*group, strict=True))
+        axes = tuple(AxisPlan(axis, rule, twice=monoid.idempotent) for axis in counts)
+        parts.append(_differentiable(monoid, group, axes)(state, starts, lengths))
+    state = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=2), *parts)
+    count = _counts(lengths, levels, rule)
+    # Where only a filler has empty bins, say so by its size: far cheaper than by counts.
+    empty = count == 0 if rule_named(rule).empties else (lengths == 0).any(-1)[..., None, None]
+    # Ones where a bin is empty: finish never sees what it could make NaN of, in a gradient either.
+    state = jax.tree.map(lambda leaf: jnp.where(empty, jnp.ones((), leaf.dtype), leaf), state)
+    pooled = monoid.finish(state, jnp.maximum(count, 1))
+    return jnp.where(empty, jnp.zeros((), pooled.dtype), pooled)
 
 
-# --- mean: one small matrix per axis and level --------------------------------------------------
+def _pool_cells(
+    function: CellFunction,
+    features: Shaped[Array, "batch *spatial channels"],
+    starts: _Boxes,
+    lengths: _Boxes,
+    levels: _Levels,
+    rule: str,
+) -> _Pooled:
+    def pool(features, starts, lengths):
+        return jnp.concatenate(
+            [_pool_cells_of_level(function, features, starts, lengths, level, rule) for level in levels], 1
+        )
+
+    return _every_window(pool)(features, starts, lengths)
 
 
-def _mean_pyramid(features: jax.Array, sizes: jax.Array, pyramid: tuple[_Bins, ...]) -> jax.Array:
-    if not jnp.issubdtype(features.dtype, jnp.floating):
-        raise TypeError(f'reduce="mean" needs floating features, got dtype {features.dtype}')
+def _pool_cells_of_level(
+    function: CellFunction,
+    features: Shaped[Array, "batch *spatial channels"],
+    starts: Int32[Array, "batch rank"],
+    lengths: Int32[Array, "batch rank"],
+    level: tuple[int, ...],
+    rule: str,
+) -> Shaped[Array, "batch bins channels"]:
+    """Each bin's cells side by side, as many as the longest bin can have; masked, then the function."""
     batch, *spatial, channels = features.shape
-    dtype = jnp.promote_types(features.dtype, jnp.float32)
-    lines = [jnp.arange(length, dtype=jnp.int32) for length in spatial]
-    # NaN times a weight of 0 is NaN: what is outside has to be zeros before any product.
-    real = jnp.ones((batch,) + (1,) * (len(spatial) + 1), bool)
-    for axis, line in enumerate(lines):
-        along = [1] * features.ndim
-        along[axis + 1] = -1
-        real &= line.reshape(along) < sizes[:, axis].reshape([-1] + [1] * (features.ndim - 1))
-    cells = jnp.where(real, features, 0).astype(dtype)
+    rank = len(level)
+    cells, mask = features, jnp.ones((batch, *(1,) * (2 * rank), 1), bool)
+    for axis, (bins, extent) in enumerate(zip(level, spatial, strict=True)):
+        at = 1 + 2 * axis  # the axes before are bins and cells in turn
+        first, stop = bin_edges(lengths[:, axis], bins, rule=rule)
+        place = first[..., None] + jnp.arange(longest_bin(extent, bins, rule), dtype=jnp.int32)
+        inside = place < stop[..., None]
+        place = jnp.clip(starts[:, axis, None, None] + place, 0, extent - 1)
+        mask = mask & inside.reshape(batch, *(1,) * (at - 1), *inside.shape[1:], *(1,) * (2 * rank - at))
+        cells = jax.vmap(lambda image, where, at=at: jnp.take(image, where, axis=at - 1))(cells, place)
+    order = (0, *range(1, 2 * rank, 2), *range(2, 2 * rank + 1, 2), 2 * rank + 1)
+    bins = math.prod(level)
+    mask = mask.transpose(order).reshape(batch, bins, -1, 1)
+    cells = cells.transpose(order).reshape(batch, bins, -1, channels)
+    # An empty bin is shown to the function as full of zeros: a mean of nothing would be NaN.
+    empty = ~mask.any(2)
+    cells = jnp.where(mask, cells, jnp.zeros((), cells.dtype))
+    pooled = jax.vmap(jax.vmap(function))(cells, mask | empty[:, :, None])
+    return jnp.where(empty, jnp.zeros((), pooled.dtype), pooled)
 
-    def pool(level: _Bins) -> jax.Array:
-        pooled = cells
+
+def _every_window(pool: Callable) -> Callable:
+    """From a function of one window of each map to one of ``[batch, windows, rank]``: a loop over windows."""
+
+    def pool_windows(features: PyTree, starts: _Boxes, lengths: _Boxes) -> PyTree:
+        if starts.shape[1] == 1:
+            pooled = pool(features, starts[:, 0], lengths[:, 0])
+            return jax.tree.map(lambda leaf: leaf[:, None], pooled)
+        boxes = jnp.moveaxis(starts, 1, 0), jnp.moveaxis(lengths, 1, 0)
+        pooled = lax.map(lambda box: pool(features, *box), boxes)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), pooled)
+
+    return pool_windows
+
+
+def _counts(lengths: _Boxes, levels: _Levels, rule: str) -> Int32[Array, "batch windows bins 1"]:
+    """Cells in each bin."""
+    counts = []
+    for level in levels:
+        cells = jnp.ones((*lengths.shape[:2], 1), jnp.int32)
         for axis, bins in enumerate(level):
-            starts, stops = (edge[..., None] for edge in bin_edges(sizes[:, axis], bins))
-            inside = (lines[axis] >= starts) & (lines[axis] < stops)
-            weights = inside / jnp.maximum(stops - starts, 1).astype(dtype)
-            moved = jnp.moveaxis(pooled, axis + 1, 1)
-            pooled = jnp.einsum("bnl,bl...->bn...", weights, moved, precision=lax.Precision.HIGHEST)
-            pooled = jnp.moveaxis(pooled, 1, axis + 1)
-        return pooled.reshape(batch, -1, channels)
-
-    return jnp.concatenate([pool(level) for level in pyramid], axis=1).astype(features.dtype)
+            starts, stops = bin_edges(lengths[..., axis], bins, rule=rule)
+            cells = (cells[..., None] * (stops - starts)[..., None, :]).reshape(*lengths.shape[:2], -1)
+        counts.append(cells)
+    return jnp.concatenate(counts, axis=-1)[..., None]
 
 
-_REDUCTIONS: dict[str, Callable[[jax.Array, jax.Array, tuple[_Bins, ...]], jax.Array]] = {
-    "max": _max_pyramid,
-    "mean": _mean_pyramid,
-}
+# --- derivatives ------------------------------------------------------------------------------------
+
+
+def _differentiable(monoid: Monoid, levels: _Levels, axes: tuple[AxisPlan, ...]) -> Callable:
+    """State, starts and lengths to the state of every bin, with the derivative that is right and fast."""
+
+    def reading(forms: tuple, monoid: Monoid, fold: Callable = lambda pool: pool) -> Callable:
+        return _every_window(fold(read_pyramid(forms, monoid, levels, axes)))
+
+    values = reading(VALUES, monoid, _folding_vmap)
+    with_derivative = jax.custom_jvp(values)
+    if not monoid.selects:
+        derived = reading(SUMS if monoid.combine is lax.add else PLAIN, monoid)
+
+        @with_derivative.defjvp
+        def _(primals, tangents):
+            state, starts, lengths = primals
+            _, tangent = jax.jvp(lambda s: derived(s, starts, lengths), (state,), tangents[:1])
+            return with_derivative(*primals), tangent
+
+        return with_derivative
+
+    winners = jax.custom_jvp(reading(WINNERS, Winner(monoid), _folding_vmap))
+
+    @winners.defjvp
+    def _(primals, tangents):
+        value, index = winners(*primals)
+        return (value, index), (_take(tangents[0], index), np.zeros(index.shape, jax.dtypes.float0))
+
+    @with_derivative.defjvp
+    def _(primals, tangents):
+        value, index = winners(*primals)
+        return value, _take(tangents[0], index)
+
+    def of_one_array(state: jax.Array, starts: jax.Array, lengths: jax.Array) -> jax.Array:
+        inexact = jnp.issubdtype(state.dtype, jnp.inexact)
+        return (with_derivative if inexact else values)(state, starts, lengths)
+
+    return of_one_array
+
+
+def _folding_vmap(pool: Callable) -> Callable:
+    """Under ``vmap`` the further axis joins the batch: a loop of its own would run far slower."""
+    pool = custom_vmap(pool)
+
+    @pool.def_vmap
+    def _(size, batched, *args):
+        def fold(leaf, is_batched):
+            leaf = leaf if is_batched else jnp.broadcast_to(leaf, (size, *leaf.shape))
+            return leaf.reshape(size * leaf.shape[1], *leaf.shape[2:])
+
+        pooled = pool(*jax.tree.map(fold, args, tuple(batched)))
+        unfolded = jax.tree.map(lambda leaf: leaf.reshape(size, -1, *leaf.shape[1:]), pooled)
+        return unfolded, jax.tree.map(lambda _: True, unfolded)
+
+    return pool
+
+
+def _take(tangent: Shaped[Array, "batch *spatial channels"], index: _Pooled) -> _Pooled:
+    """The cells at the winners' row-major indices, 0 where there is none. Linear in ``tangent``.
+
+    Its transpose is the gradient of the pyramid: a scatter-add, or on a TPU, which scatters one update
+    at a time, a comparison of each cell with the winners.
+    """
+    batch, windows, bins, channels = index.shape
+    cells = tangent.reshape(batch, -1, channels)
+    index = index.reshape(batch, windows * bins, channels)
+
+    def by_gather(cells, index):
+        found = index != NO_WINNER
+        taken = jnp.take_along_axis(cells, jnp.where(found, index, 0), axis=1)
+        return jnp.where(found, taken, jnp.zeros((), taken.dtype))
+
+    def by_comparison(cells, index):
+        here = jnp.arange(cells.shape[1], dtype=jnp.int32)[:, None] == index[:, :, None]
+        return jnp.where(here, cells[:, None], jnp.zeros((), cells.dtype)).sum(2)
+
+    on_tpu = by_comparison if windows * bins <= _DENSE_BINS else by_gather
+    taken = lax.platform_dependent(cells, index, tpu=on_tpu, default=by_gather)
+    return taken.reshape(batch, windows, bins, channels)

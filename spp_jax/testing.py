@@ -11,6 +11,7 @@ import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -18,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from spp_jax.bins import Level, normalize_levels
 from spp_jax.padded import Padded, pad_batch
-from spp_jax.pooling import Level, normalize_levels
 
 __all__ = [
     "Compilations",
@@ -35,12 +36,26 @@ __all__ = [
 _OUTSIDE = "input gradient outside the images"
 
 
+def _part(i: int, n: int, length: int) -> tuple[int, int]:
+    parts = [part.tolist() for part in np.array_split(np.arange(length), n)]
+    return sum(map(len, parts[:i])), sum(map(len, parts[: i + 1]))
+
+
+_REFERENCE_RULES: dict[str, Callable[[int, int, int], tuple[int, int]]] = {
+    "adaptive": lambda i, n, length: (math.floor(i * length / n), math.ceil((i + 1) * length / n)),
+    "partition": _part,
+    "rounded": lambda i, n, length: (round(Fraction(i * length, n)), round(Fraction((i + 1) * length, n))),
+    "sliding": lambda i, n, length: (i * (length // n), i * (length // n) + math.ceil(length / n)),
+}
+
+
 def pyramid_pool_reference(
     features: np.ndarray,
     sizes: Sequence[Sequence[int]] | np.ndarray | None = None,
     *,
     levels: Sequence[Level] = (1, 2, 4),
     reduce: Callable[[np.ndarray], Any] = np.max,
+    rule: str = "adaptive",
 ) -> np.ndarray:
     """The op as a loop over images, levels, bins and channels; slow, and plain to see right.
 
@@ -49,20 +64,22 @@ def pyramid_pool_reference(
         sizes: integers ``[batch, spatial_rank]``, true cells; None: all.
         levels: the pyramid.
         reduce: from the cells of one bin and channel, an array of ``spatial_rank`` axes, to a number.
+        rule: where bins lie, as :mod:`spp_jax.bins` describes; worked out anew here.
 
     Returns:
-        ``[batch, num_bins, channels]``; zeros for an image of size 0.
+        ``[batch, num_bins, channels]``; zeros for an image of size 0 and for empty bins.
 
     Source: SPP-net, section 2.2 and appendix A.
     """
     batch, *spatial, channels = features.shape
     true_sizes = [spatial] * batch if sizes is None else sizes
+    bins = _REFERENCE_RULES[rule]
     rows = []
     for image, size in zip(features, true_sizes, strict=True):
         for level in normalize_levels(levels, len(spatial)):
             for place in itertools.product(*map(range, level)):
                 inside = tuple(
-                    slice(i * length // n, -(-(i + 1) * length // n))
+                    slice(*bins(i, n, length))
                     for i, n, length in zip(place, level, map(int, size), strict=True)
                 )
                 cells = image[inside]

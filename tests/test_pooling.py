@@ -128,14 +128,14 @@ class TestAgainstTheNumpyLoop:
 
         @jax.jit
         @functools.partial(jax.grad, has_aux=True)
-        def gradient_of_loss(x):
+        def gradient_of_loss(x, sizes):
             pooled = spatial_pyramid_pool(x, sizes, levels=levels, reduce=reduce)
             return (pooled * weights).sum(), pooled
 
         with jax.enable_x64(True):
-            gradient, pooled = gradient_of_loss(jnp.asarray(features))
+            gradient, pooled = gradient_of_loss(jnp.asarray(features), sizes)
             dirty = jnp.where(inside, features, outside)
-            gradient_dirty, pooled_dirty = gradient_of_loss(dirty)
+            gradient_dirty, pooled_dirty = gradient_of_loss(dirty, sizes)
         np.testing.assert_array_equal(pooled_dirty, pooled)
         np.testing.assert_array_equal(gradient_dirty, gradient)
         assert (np.asarray(gradient)[~inside] == 0).all()
@@ -289,8 +289,8 @@ def test_malformed_levels_are_refused(levels, said):
 @pytest.mark.parametrize(
     ("sizes", "error", "said"),
     [
-        ([[3, 4], [3, 5]], ValueError, r"sizes\[1\] = \[3, 5\] lies outside the array"),
-        ([[-1, 4], [3, 4]], ValueError, r"sizes\[0\] = \[-1, 4\] lies outside"),
+        ([[3, 4], [3, 5]], ValueError, r"sizes\[1\] = \[3, 5\] is outside the array"),
+        ([[-1, 4], [3, 4]], ValueError, r"sizes\[0\] = \[-1, 4\] is outside"),
         ([[3, 4]], ValueError, r"must have shape \(2, 2\)"),
         ([[3.0, 4.0], [3.0, 4.0]], TypeError, "must be integers"),
     ],

@@ -1,5 +1,6 @@
 """`compact`: a small network over local contrast that learns in minutes on two cores."""
 
+import functools
 import itertools
 from collections.abc import Sequence
 
@@ -8,10 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from spp_jax.layers import Conv
+from spp_jax.bins import Level
+from spp_jax.layers import Conv, Geometry
 from spp_jax.models.sppnet import SPPNet
 from spp_jax.padded import Padded
-from spp_jax.pooling import Level
+from spp_jax.reductions import Reduction
 
 __all__ = ["compact"]
 
@@ -24,7 +26,7 @@ def compact(
     outputs: int = 1,
     widths: Sequence[int] = (24, 48),
     hidden: int = 64,
-    reduce: Sequence[str] = ("mean", "max"),
+    reduce: Sequence[Reduction] = ("mean", "max"),
     dtype: Dtype | None = None,
     rngs: nnx.Rngs,
 ) -> SPPNet:
@@ -76,6 +78,13 @@ class _Body(nnx.Module):
             Conv(before, width, 3, strides=2, kernel_init=he, dtype=dtype, rngs=rngs)
             for before, width in itertools.pairwise(widths)
         )
+
+    @property
+    def geometries(self) -> tuple[Geometry, ...]:
+        """From the picture's pixels to the cells of each map."""
+        first = self.stem.geometry
+        last = functools.reduce(Geometry.then, (stage.geometry for stage in self.stages), first)
+        return (first, last) if self.stages else (first,)
 
     def __call__(self, x: Padded) -> tuple[Padded, ...]:
         contrast = x = self.stem(x).map(lambda values: jnp.log1p(_GAIN / 4 * jnp.abs(values)))

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
+from spp_jax.bins import Level
 from spp_jax.layers import SpatialPyramidPool
 from spp_jax.padded import Padded
-from spp_jax.pooling import Level
+from spp_jax.reductions import Reduction
 
 __all__ = ["SPPNet"]
 
@@ -28,7 +29,7 @@ class SPPNet(nnx.Module):
         features: int,
         min_size: tuple[int, int],
         levels: Sequence[Level],
-        reduce: Sequence[str],
+        reduce: Sequence[Reduction],
         hidden: int,
         outputs: int,
         dtype: Dtype | None,
@@ -49,7 +50,7 @@ class SPPNet(nnx.Module):
             rngs: for the initial parameters.
         """
         self.body = body
-        self.pools = nnx.List(SpatialPyramidPool(levels, reduce=name) for name in reduce)
+        self.pools = nnx.List(SpatialPyramidPool(levels, reduce=reduction) for reduction in reduce)
         width = sum(pool.num_bins * features for pool in self.pools)
         # Adam moves each weight by about the learning rate, so a sum over a vector this long would leap
         # and leave hidden units dead: the vector is scaled down, and the weights are of order 1.

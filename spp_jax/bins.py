@@ -1,0 +1,277 @@
+"""Where the bins of a pyramid lie, and how one reading of an axis serves every level.
+
+A rule says where bin ``i`` of ``n`` starts and stops on an axis of ``L`` cells, half open. Four are
+known, and adding one is a line in ``_RULES``:
+
+``"adaptive"``
+    ``[floor(i*L/n), ceil((i+1)*L/n))``: SPP-net, appendix A, and torch's adaptive pools. Covers every
+    cell, is never empty, and neighbours share at most one cell.
+``"partition"``
+    The first ``L % n`` bins have one cell more than the others: ``numpy.array_split``, and the
+    adaptive pools of equinox. Bins do not overlap; where ``L < n`` the last ones are empty.
+``"rounded"``
+    ``[round(i*L/n), round((i+1)*L/n))``, halves to even: the pyramid of keras-spp (which rounds in
+    float32; here it is exact). Bins do not overlap; where ``L < n`` some are empty.
+``"sliding"``
+    A window of ``ceil(L/n)`` cells at stride ``floor(L/n)``: SPP-net, section 2.3 (single-size
+    training). Defined where that gives ``n`` windows: ``L >= n``, and ``L % n <= L // n``. It leaves out
+    the last ``L % n - 1`` cells.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple, TypeAlias, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+__all__ = ["AxisPlan", "Level", "bin_edges", "longest_bin", "normalize_levels", "num_bins", "rule_named"]
+
+Level: TypeAlias = "int | Sequence[int]"
+"""Bins along every spatial axis, or one count per spatial axis."""
+
+
+class _Rule(NamedTuple):
+    """Bin ``i`` of ``n`` over ``L`` cells; ``i``, ``n`` and ``L`` are integer arrays.
+
+    Attributes:
+        start: first cell, from (i, n, L).
+        stop: one past the last cell, from (i, n, L).
+        nests: ``start`` depends on ``i/n`` alone and ``stop`` on ``(i+1)/n`` alone, so that a bin is the
+            union of the finer ones that it covers.
+        overlaps: neighbours may share a cell.
+        empties: a bin may be empty on an axis that is not.
+        defined: whether the rule gives ``n`` bins, from (n, L).
+    """
+
+    start: Callable[[Any, Any, Any], Any]
+    stop: Callable[[Any, Any, Any], Any]
+    nests: bool = False
+    overlaps: bool = False
+    empties: bool = False
+    defined: Callable[[Any, Any], Any] = lambda n, length: length >= 0
+
+
+# With L = q*n + r, i*L/n = i*q + i*r/n: nothing below exceeds L + 2*n*n, where i*L could overflow.
+
+
+def _floor(i, n, length):
+    return i * (length // n) + i * (length % n) // n
+
+
+def _ceil(i, n, length):
+    return i * (length // n) - (-i * (length % n)) // n
+
+
+def _round(i, n, length):
+    part = i * (length % n)
+    low = i * (length // n) + part // n
+    twice = 2 * (part % n)
+    return low + ((twice > n) | ((twice == n) & (low % 2 == 1)))
+
+
+def _split(i, n, length):
+    xp = jnp if isinstance(length, jax.Array) else np
+    return i * (length // n) + xp.minimum(i, length % n)
+
+
+_RULES: dict[str, _Rule] = {
+    "adaptive": _Rule(_floor, lambda i, n, length: _ceil(i + 1, n, length), nests=True, overlaps=True),
+    "partition": _Rule(_split, lambda i, n, length: _split(i + 1, n, length), empties=True),
+    "rounded": _Rule(_round, lambda i, n, length: _round(i + 1, n, length), nests=True, empties=True),
+    "sliding": _Rule(
+        lambda i, n, length: i * (length // n),
+        lambda i, n, length: i * (length // n) + length // n + (length % n > 0),
+        overlaps=True,
+        defined=lambda n, length: (length == 0) | ((length >= n) & (length % n <= length // n)),
+    ),
+}
+
+
+def rule_named(rule: str) -> _Rule:
+    """The rule of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(rule, str) or rule not in _RULES:
+        raise ValueError(f"rule={rule!r} is unknown; known are {', '.join(map(repr, _RULES))}")
+    return _RULES[rule]
+
+
+@overload
+def bin_edges(length: jax.Array, bins: int, *, rule: str = ...) -> tuple[jax.Array, jax.Array]: ...
+@overload
+def bin_edges(
+    length: int | Sequence[int] | np.ndarray | np.integer, bins: int, *, rule: str = ...
+) -> tuple[np.ndarray, np.ndarray]: ...
+def bin_edges(length, bins, *, rule="adaptive"):
+    """Where each of ``bins`` bins over ``length`` cells starts and stops, in integer arithmetic.
+
+    Args:
+        length: cells, int or integer array of any shape, values >= 0. Ints and NumPy give NumPy
+            (usable as slice bounds), JAX arrays and tracers give JAX.
+        bins: how many bins, a static int >= 1.
+        rule: static; one of those that :mod:`spp_jax.bins` describes.
+
+    Returns:
+        ``(starts, stops)``, int32, each of shape ``[*length.shape, bins]``.
+
+    Raises:
+        ValueError: ``bins`` is no int >= 1, ``rule`` is unknown, or a ``length`` known now is negative
+            or one for which the rule is not defined. Under ``jit``, where that cannot be checked,
+            ``"sliding"`` gives the first ``bins`` windows, cut off at the length.
+        TypeError: ``length`` is not of an integer type.
+
+    Source: SPP-net, appendix A; the rule of ``torch.nn.AdaptiveMaxPool2d``.
+    """
+    bins, known_rule = _positive_int(bins, "bins"), rule_named(rule)
+    xp = jnp if isinstance(length, jax.Array) else np
+    length = xp.asarray(length)
+    if not xp.issubdtype(length.dtype, xp.integer):
+        raise TypeError(f"bin_edges: length must be integers (cells), got dtype {length.dtype}")
+    if not isinstance(length, Tracer) and length.size:
+        known = np.asarray(length)
+        if known.min() < 0:
+            raise ValueError(f"bin_edges: length must be >= 0 cells, got {known.min()}")
+        undefined = ~known_rule.defined(bins, known)
+        if undefined.any():
+            raise ValueError(
+                f"bin_edges: rule {rule!r} does not give {bins} bins over {known[undefined].flat[0]} cells"
+            )
+    index = np.arange(bins, dtype=np.int32)
+    return _edges(known_rule, index, np.int32(bins), index, np.int32(bins), length)
+
+
+def _edges(rule: _Rule, start_index, start_of, stop_index, stop_of, length):
+    xp = jnp if isinstance(length, jax.Array) else np
+    length = length.astype(np.int32)[..., None]
+    starts = rule.start(start_index, start_of, length)
+    stops = xp.minimum(rule.stop(stop_index, stop_of, length), length)
+    return xp.minimum(starts, stops).astype(np.int32), stops.astype(np.int32)
+
+
+def num_bins(levels: Sequence[Level], spatial_rank: int = 2) -> int:
+    """How many bins a pyramid has: ``num_bins((1, 2, 4)) == 1 + 4 + 16``.
+
+    Args:
+        levels: the pyramid, as :func:`spp_jax.spatial_pyramid_pool` takes it.
+        spatial_rank: the number of spatial axes.
+
+    Raises:
+        ValueError: see :func:`normalize_levels`.
+    """
+    return sum(math.prod(level) for level in normalize_levels(levels, spatial_rank))
+
+
+def normalize_levels(levels: Sequence[Level], spatial_rank: int) -> tuple[tuple[int, ...], ...]:
+    """Levels as a hashable tuple with one count of bins per spatial axis: ``(2,) -> ((2, 2),)``.
+
+    Args:
+        levels: a non-empty sequence; each level is an int >= 1, or one such int per spatial axis.
+        spatial_rank: the number of spatial axes.
+
+    Raises:
+        ValueError: there are no levels, one is zero, negative or no int, or one has another number
+            of axes than ``spatial_rank``.
+    """
+    if isinstance(levels, int | np.integer) or not isinstance(levels, Sequence):
+        raise ValueError(f"levels must be a sequence such as (1, 2, 4), got {levels!r}")
+    if not levels:
+        raise ValueError("levels is empty: give at least one level, such as (1,)")
+    normal = []
+    for level in levels:
+        axes = tuple(level) if isinstance(level, Sequence) else (level,) * spatial_rank
+        if len(axes) != spatial_rank:
+            raise ValueError(
+                f"levels={levels!r}: level {level!r} names {len(axes)} axes, "
+                f"the features have {spatial_rank} spatial axes"
+            )
+        normal.append(tuple(_positive_int(n, f"levels={levels!r}: bins") for n in axes))
+    return tuple(normal)
+
+
+@functools.lru_cache(maxsize=1024)
+def longest_bin(extent: int, bins: int, rule: str) -> int:
+    """The most cells that a bin has on any length up to ``extent``, at least 1."""
+    starts, stops = AxisPlan((bins,), rule).edges(np.arange(extent + 1))
+    return max(1, int((stops - starts).max()))
+
+
+@dataclasses.dataclass(frozen=True)
+class AxisPlan:
+    """How to read an axis once for several counts of bins, all of one rule. Static, hashable.
+
+    Cut the axis at every ``i/n`` of every count ``n``. Where the rule nests, each bin is the union of
+    the segments between its cuts, whatever the counts: (2, 3) takes one reading as (1, 2, 4) does. A
+    segment of a rule that overlaps reaches over its cut as a bin does. Where cells may not be
+    counted twice (a sum), segments end at their cuts instead, and the cell that lies across a cut is
+    read once more as a *seam*, which belongs to the bins that end there.
+
+    Attributes:
+        counts: the counts of bins, all different. More than one needs a rule that nests.
+        rule: the name of the rule.
+        twice: a cell may be combined twice (max, min), so that no seams are needed.
+    """
+
+    counts: tuple[int, ...]
+    rule: str = "adaptive"
+    twice: bool = True
+
+    @functools.cached_property
+    def _cuts(self) -> list[Fraction]:
+        return sorted({Fraction(i, n) for n in self.counts for i in range(n + 1)})
+
+    @property
+    def segments(self) -> int:
+        """How many segments there are, seams not counted."""
+        return len(self._cuts) - 1
+
+    @property
+    def seams(self) -> int:
+        """How many seams there are, each of at most one cell."""
+        return 0 if self.twice or not rule_named(self.rule).overlaps else self.segments - 1
+
+    @property
+    def empties(self) -> bool:
+        """Whether bins are joined from segments of which some may be empty though the axis is not."""
+        return len(self.counts) > 1 and rule_named(self.rule).empties
+
+    def edges(self, length):
+        """Starts and stops of the segments, then of the seams: int32 ``[*length.shape, all of them]``.
+
+        Args:
+            length: int32 array of any shape, NumPy or JAX.
+        """
+        rule = rule_named(self.rule)
+        of = [self.counts[0] if len(self.counts) == 1 else cut.denominator for cut in self._cuts]
+        of = np.array(of, np.int32)
+        index = np.array([cut * int(n) for cut, n in zip(self._cuts, of, strict=True)], np.int32)
+        starts, stops = _edges(rule, index[:-1], of[:-1], index[1:] - 1, of[1:], length)
+        if not self.seams:
+            return starts, stops
+        xp = jnp if isinstance(length, jax.Array) else np
+        inner = starts[..., 1:]
+        ends = xp.concatenate([inner, stops[..., -1:], stops[..., :-1]], axis=-1)
+        return xp.concatenate([starts, inner], axis=-1), ends
+
+    def members(self, count: int) -> tuple[tuple[int, ...], ...]:
+        """The segments and seams of each of ``count`` bins, as indices into :meth:`edges`."""
+        members = []
+        at = [self._cuts.index(Fraction(i, count)) for i in range(count + 1)]
+        for first, end in itertools.pairwise(at):
+            seam = (self.segments + end - 1,) if self.seams and end < self.segments else ()
+            members.append((*range(first, end), *seam))
+        return tuple(members)
+
+
+def _positive_int(value, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be an int >= 1, got {value!r}")
+    return int(value)

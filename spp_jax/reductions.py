@@ -1,0 +1,194 @@
+"""What is done to the cells of a bin.
+
+Two tiers. A :class:`Monoid` is read on the fast path, each cell once for all levels. Any function of
+(cells, mask) is applied bin by bin on the plain path: slower, and free. Either is a pytree: what is
+static about it is hashable, and its arrays, if it learns, are differentiated.
+
+Write one and pass it as ``reduce``, or give it a name in ``REDUCTIONS``.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+__all__ = [
+    "REDUCTIONS",
+    "CellFunction",
+    "GeneralizedMean",
+    "Max",
+    "Mean",
+    "Monoid",
+    "Reduction",
+    "TopKMean",
+    "reduction_named",
+]
+
+State: TypeAlias = Any
+"""A pytree of arrays, each of the shape of the cells that it was lifted from."""
+
+CellFunction: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
+"""From cells ``[cells, channels]`` and mask ``[cells, 1]`` to ``[channels]``.
+
+Cells where the mask is False are zeros and not part of the bin; at least one is True.
+"""
+
+
+class Monoid:
+    """A reduction that may take its cells in any order and grouping.
+
+    ``finish(combine(lift(a), combine(lift(b), ...)), count)``. Subclass it as a dataclass registered
+    with `jax.tree_util.register_dataclass`; the methods not overridden give the sum of the cells.
+
+    ``combine`` is associative and commutative, elementwise, on states. With `jax.lax.max` or
+    `jax.lax.min` on a state of one array, the gradient goes to the winner whose index was kept, the
+    first in row-major order; with `jax.lax.add` it goes to every cell; with any other function it is
+    derived by JAX from a plain form of the pyramid, which is slower.
+    """
+
+    combine: Callable[[State, State], State] = staticmethod(lax.add)
+
+    def lift(self, cells: jax.Array) -> State:
+        """Cells ``[..., channels]`` to their states, elementwise."""
+        return cells
+
+    def identity(self, state: State) -> State:
+        """Of ``combine``: a pytree like ``state`` of scalars, or of what broadcasts against a leaf."""
+        return jax.tree.map(lambda leaf: _identity(self.combine, leaf.dtype), state)
+
+    def finish(self, state: State, count: jax.Array) -> jax.Array:
+        """States ``[..., channels]`` of bins of ``count`` cells, int32 ``[..., 1]`` >= 1, to features."""
+        return state
+
+    @property
+    def idempotent(self) -> bool:
+        """Whether ``combine(a, a) == a``, so that a cell may be combined twice."""
+        return self.selects
+
+    @property
+    def selects(self) -> bool:
+        """Whether ``combine`` picks one of its arguments: `jax.lax.max` or `jax.lax.min`."""
+        return self.combine in (lax.max, lax.min)
+
+
+Reduction: TypeAlias = "str | Monoid | CellFunction"
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Max(Monoid):
+    """The largest cell; NaN above all; ties go to the first in row-major order (SPP-net, section 2.2)."""
+
+    combine = staticmethod(lax.max)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mean(Monoid):
+    """The mean of the cells, summed in at least float32."""
+
+    def lift(self, cells):
+        """The cells, in at least float32."""
+        return _at_least_float32(cells, self)
+
+    def finish(self, state, count):
+        """The sum, over the count."""
+        return state / count
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GeneralizedMean(Monoid):
+    """``mean(max(x, 1e-6) ** power) ** (1 / power)``: the mean at power 1, the maximum at infinity.
+
+    Radenovic, Tolias, Chum 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation"
+    (arXiv:1711.02512), section 3.2, with its learnable power; for features that are not negative.
+
+    Attributes:
+        power: floating scalar or ``[channels]``, learnable, not 0.
+    """
+
+    power: Any = 3.0
+
+    def lift(self, cells):
+        """The cells to the power, in at least float32."""
+        return jnp.maximum(_at_least_float32(cells, self), 1e-6) ** self.power
+
+    def finish(self, state, count):
+        """The mean, to one over the power."""
+        return (state / count) ** (1 / jnp.asarray(self.power))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TopKMean:
+    """The mean of the ``k`` largest cells, or of all where the bin has fewer. On the plain path.
+
+    Attributes:
+        k: static, >= 1.
+    """
+
+    k: int = dataclasses.field(default=4, metadata={"static": True})
+
+    def __call__(self, cells: jax.Array, mask: jax.Array) -> jax.Array:
+        """Cells ``[cells, channels]``, mask ``[cells, 1]`` -> ``[channels]``."""
+        real = jnp.where(mask, _at_least_float32(cells, self), -jnp.inf)
+        top, _ = lax.top_k(real.T, min(self.k, len(cells)))
+        taken = jnp.arange(top.shape[-1]) < mask.sum()
+        return jnp.where(taken, top, 0).sum(-1) / taken.sum()
+
+
+REDUCTIONS: dict[str, Monoid | CellFunction] = {
+    "max": Max(),
+    "mean": Mean(),
+    "generalized_mean": GeneralizedMean(),
+    "top_k_mean": TopKMean(),
+}
+
+
+def reduction_named(reduce: Reduction) -> Monoid | CellFunction:
+    """The reduction that ``reduce`` names or is, as a pytree.
+
+    Raises:
+        ValueError: no reduction has that name.
+        TypeError: ``reduce`` is neither a name, a :class:`Monoid` nor a function.
+    """
+    if isinstance(reduce, str):
+        if reduce not in REDUCTIONS:
+            raise ValueError(f"reduce={reduce!r} is unknown; known are {', '.join(map(repr, REDUCTIONS))}")
+        return REDUCTIONS[reduce]
+    if not isinstance(reduce, Monoid) and not callable(reduce):
+        raise TypeError(
+            f"reduce must be a name, a Monoid or a function of (cells, mask), got {type(reduce).__name__}"
+        )
+    # A bare function is no pytree: it is wrapped in one that has no arrays.
+    is_leaf = jax.tree.structure(reduce) == jax.tree.structure(0)
+    if is_leaf and isinstance(reduce, Monoid):
+        raise TypeError(
+            f"{type(reduce).__name__} is no pytree: decorate it with jax.tree_util.register_dataclass"
+        )
+    return jax.tree_util.Partial(reduce) if is_leaf else reduce
+
+
+def _at_least_float32(cells: jax.Array, reduction: Any) -> jax.Array:
+    if not jnp.issubdtype(cells.dtype, jnp.floating):
+        raise TypeError(f"{type(reduction).__name__} needs floating features, got dtype {cells.dtype}")
+    return cells.astype(jnp.promote_types(cells.dtype, jnp.float32))
+
+
+def _identity(combine: Callable, dtype: Any):
+    if combine is lax.add:
+        return jnp.zeros((), dtype)
+    if combine not in (lax.max, lax.min):
+        raise NotImplementedError("a Monoid with its own combine has to give its identity")
+    if dtype == jnp.bool_:
+        return jnp.asarray(combine is lax.min)
+    sign = -1 if combine is lax.max else 1
+    if jnp.issubdtype(dtype, jnp.floating):
+        return jnp.asarray(sign * jnp.inf, dtype)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise TypeError(f"max and min need ordered values, got dtype {dtype}")
+    return jnp.asarray(jnp.iinfo(dtype).min if sign < 0 else jnp.iinfo(dtype).max, dtype)
