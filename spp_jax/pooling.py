@@ -26,9 +26,9 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.custom_batching import custom_vmap
-from jaxtyping import Array, Int32, PyTree, Shaped
+from jaxtyping import Array, Bool, Int32, PyTree, Shaped
 
-from spp_jax.bins import AxisPlan, Level, bin_edges, longest_bin, normalize_levels, rule_named
+from spp_jax.bins import AxisPlan, Level, bin_edges, longest_bin, normalize_levels, num_bins, rule_named
 from spp_jax.reading import NO_WINNER, PLAIN, SUMS, VALUES, WINNERS, Winner, read_pyramid
 from spp_jax.reductions import CellFunction, Monoid, Reduction, reduction_named
 
@@ -260,11 +260,19 @@ def _pool(
     levels: _Levels,
     rule: str,
 ) -> _Pooled:
+    batch, windows, rank = starts.shape
+    dtype, channels = features.dtype, features.shape[-1]
+    if not windows:
+        return jnp.zeros((batch, 0, num_bins(levels, rank), channels), dtype)
+    if not (isinstance(reduction, Monoid) and reduction.selects):
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"only max and min take features of dtype {dtype}; the others, floating ones")
+        features = features.astype(jnp.promote_types(dtype, jnp.float32))
     if isinstance(reduction, Monoid):
         pooled = _pool_monoid(reduction, features, starts, lengths, levels, rule)
     else:
         pooled = _pool_cells(reduction, features, starts, lengths, levels, rule)
-    return pooled.astype(features.dtype)
+    return pooled.astype(dtype)
 
 
 def _pool_monoid(
@@ -275,6 +283,9 @@ def _pool_monoid(
     levels: _Levels,
     rule: str,
 ) -> _Pooled:
+    if monoid.touches_outside:
+        real = _in_any_window(features.shape[1:-1], starts, lengths)
+        features = jnp.where(real, features, jnp.ones((), features.dtype))
     state = monoid.lift(features)
     together = [levels] if rule_named(rule).nests else [(level,) for level in levels]
     parts = []
@@ -351,6 +362,20 @@ def _every_window(pool: Callable) -> Callable:
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), pooled)
 
     return pool_windows
+
+
+def _in_any_window(
+    spatial: tuple[int, ...], starts: _Boxes, lengths: _Boxes
+) -> Bool[Array, "batch *spatial 1"]:
+    """Where a cell is in some window: windows counted, as the product of where they are on each axis."""
+    covered = []
+    for axis, extent in enumerate(spatial):
+        line = jnp.arange(extent, dtype=jnp.int32)
+        start, length = starts[..., axis, None], lengths[..., axis, None]
+        covered.append(((line >= start) & (line < start + length)).astype(jnp.float32))
+    axes = "xyz"[: len(spatial)]
+    counts = jnp.einsum(f"{','.join('bw' + axis for axis in axes)}->b{axes}", *covered)
+    return (counts > 0.5)[..., None]
 
 
 def _counts(lengths: _Boxes, levels: _Levels, rule: str) -> Int32[Array, "batch windows bins 1"]:

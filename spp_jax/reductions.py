@@ -9,7 +9,7 @@ Write one and pass it as ``reduce``, or give it a name in ``REDUCTIONS``.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ __all__ = [
     "Monoid",
     "Reduction",
     "TopKMean",
+    "reduction",
     "reduction_named",
 ]
 
@@ -33,20 +34,50 @@ State: TypeAlias = Any
 CellFunction: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 """From cells ``[cells, channels]`` and mask ``[cells, 1]`` to ``[channels]``.
 
-Cells where the mask is False are zeros and not part of the bin; at least one is True.
+Cells where the mask is False are zeros and not part of the bin; at least one is True. Cells are floating,
+and cast to float32 where they have less.
 """
+
+
+@dataclass_transform(frozen_default=True)
+def reduction(cls: type) -> type:
+    """Decorate a reduction: makes it a frozen dataclass and a pytree.
+
+    Its fields are arrays (or numbers) that are differentiated, save those whose metadata say
+    ``{"static": True}``. (`jax.tree_util.register_dataclass` will not do: the structures of two such
+    classes with as many fields compare equal, in jax 0.10 and 0.11, so that ``jit`` may take the one for
+    the other.)
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)
+    arrays = [field.name for field in fields if not field.metadata.get("static")]
+    static = [field.name for field in fields if field.metadata.get("static")]
+
+    def flatten(self):
+        return [getattr(self, name) for name in arrays], tuple(getattr(self, name) for name in static)
+
+    def unflatten(auxiliary, children):
+        self = object.__new__(cls)  # no checks: children may be placeholders
+        for name, value in [*zip(arrays, children, strict=True), *zip(static, auxiliary, strict=True)]:
+            object.__setattr__(self, name, value)
+        return self
+
+    jax.tree_util.register_pytree_node(cls, flatten, unflatten)
+    return cls
 
 
 class Monoid:
     """A reduction that may take its cells in any order and grouping.
 
-    ``finish(combine(lift(a), combine(lift(b), ...)), count)``. Subclass it as a dataclass registered
-    with `jax.tree_util.register_dataclass`; the methods not overridden give the sum of the cells.
+    ``finish(combine(lift(a), combine(lift(b), ...)), count)``. Subclass it, decorated with
+    :func:`reduction`; the methods not overridden give the sum of the cells.
 
     ``combine`` is associative and commutative, elementwise, on states. With `jax.lax.max` or
     `jax.lax.min` on a state of one array, the gradient goes to the winner whose index was kept, the
     first in row-major order; with `jax.lax.add` it goes to every cell; with any other function it is
-    derived by JAX from a plain form of the pyramid, which is slower.
+    derived by JAX from a plain form of the pyramid, which is slower. ``combine`` and ``identity`` do
+    not use the reduction's arrays. Under anything but max and min, cells are floating, and cast to
+    float32 where they have less.
     """
 
     combine: Callable[[State, State], State] = staticmethod(lax.add)
@@ -56,7 +87,7 @@ class Monoid:
         return cells
 
     def identity(self, state: State) -> State:
-        """Of ``combine``: a pytree like ``state`` of scalars, or of what broadcasts against a leaf."""
+        """Of ``combine``: a pytree like ``state``, of scalars."""
         return jax.tree.map(lambda leaf: _identity(self.combine, leaf.dtype), state)
 
     def finish(self, state: State, count: jax.Array) -> jax.Array:
@@ -73,34 +104,32 @@ class Monoid:
         """Whether ``combine`` picks one of its arguments: `jax.lax.max` or `jax.lax.min`."""
         return self.combine in (lax.max, lax.min)
 
+    @property
+    def touches_outside(self) -> bool:
+        """Whether the derivative touches cells that are in no bin, which then may not hold NaN."""
+        return type(self).lift is not Monoid.lift or not (self.selects or self.combine is lax.add)
+
 
 Reduction: TypeAlias = "str | Monoid | CellFunction"
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@reduction
 class Max(Monoid):
     """The largest cell; NaN above all; ties go to the first in row-major order (SPP-net, section 2.2)."""
 
     combine = staticmethod(lax.max)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@reduction
 class Mean(Monoid):
     """The mean of the cells, summed in at least float32."""
-
-    def lift(self, cells):
-        """The cells, in at least float32."""
-        return _at_least_float32(cells, self)
 
     def finish(self, state, count):
         """The sum, over the count."""
         return state / count
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@reduction
 class GeneralizedMean(Monoid):
     """``mean(max(x, 1e-6) ** power) ** (1 / power)``: the mean at power 1, the maximum at infinity.
 
@@ -114,16 +143,15 @@ class GeneralizedMean(Monoid):
     power: Any = 3.0
 
     def lift(self, cells):
-        """The cells to the power, in at least float32."""
-        return jnp.maximum(_at_least_float32(cells, self), 1e-6) ** self.power
+        """The cells to the power."""
+        return jnp.maximum(cells, 1e-6) ** self.power
 
     def finish(self, state, count):
         """The mean, to one over the power."""
         return (state / count) ** (1 / jnp.asarray(self.power))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@reduction
 class TopKMean:
     """The mean of the ``k`` largest cells, or of all where the bin has fewer. On the plain path.
 
@@ -135,7 +163,7 @@ class TopKMean:
 
     def __call__(self, cells: jax.Array, mask: jax.Array) -> jax.Array:
         """Cells ``[cells, channels]``, mask ``[cells, 1]`` -> ``[channels]``."""
-        real = jnp.where(mask, _at_least_float32(cells, self), -jnp.inf)
+        real = jnp.where(mask, cells, -jnp.inf)
         top, _ = lax.top_k(real.T, min(self.k, len(cells)))
         taken = jnp.arange(top.shape[-1]) < mask.sum()
         return jnp.where(taken, top, 0).sum(-1) / taken.sum()
@@ -168,15 +196,9 @@ def reduction_named(reduce: Reduction) -> Monoid | CellFunction:
     is_leaf = jax.tree.structure(reduce) == jax.tree.structure(0)
     if is_leaf and isinstance(reduce, Monoid):
         raise TypeError(
-            f"{type(reduce).__name__} is no pytree: decorate it with jax.tree_util.register_dataclass"
+            f"{type(reduce).__name__} is no pytree: decorate it with spp_jax.reductions.reduction"
         )
     return jax.tree_util.Partial(reduce) if is_leaf else reduce
-
-
-def _at_least_float32(cells: jax.Array, reduction: Any) -> jax.Array:
-    if not jnp.issubdtype(cells.dtype, jnp.floating):
-        raise TypeError(f"{type(reduction).__name__} needs floating features, got dtype {cells.dtype}")
-    return cells.astype(jnp.promote_types(cells.dtype, jnp.float32))
 
 
 def _identity(combine: Callable, dtype: Any):

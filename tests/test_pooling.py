@@ -6,112 +6,79 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 from jax.test_util import check_grads
 
-from spp_jax import bin_edges, num_bins, spatial_pyramid_pool
+from spp_jax import Max, Mean, num_bins, reading, spatial_pyramid_pool
+from spp_jax.bins import AxisPlan
+from spp_jax.reading import read_pyramid
 from spp_jax.testing import pyramid_pool_reference
 
 NUMPY = {"max": np.max, "mean": np.mean}
+RULES = ("adaptive", "partition", "rounded", "sliding")
 
-pool = jax.jit(spatial_pyramid_pool, static_argnames=("levels", "reduce"))
+pool = jax.jit(spatial_pyramid_pool, static_argnames=("levels", "reduce", "rule"))
 level = st.integers(1, 6)
 
 
+@functools.partial(jax.jit, static_argnames=("levels", "reduce"))
+@functools.partial(jax.grad, has_aux=True)
+def gradient_of_loss(x, sizes, weights, *, levels, reduce):
+    pooled = spatial_pyramid_pool(x, sizes, levels=levels, reduce=reduce)
+    return (pooled * weights).sum(), pooled
+
+
+EXTENTS = {1: (40,), 2: (40, 40), 3: (8, 7, 9)}
+
+
 @st.composite
-def cases(draw):
-    """(features, sizes, levels) of 1 to 3 spatial axes; values repeat, so that there are ties."""
-    rank = draw(st.integers(1, 3))
-    spatial = draw(st.tuples(*[st.integers(1, {1: 40, 2: 14, 3: 6}[rank])] * rank))
-    sizes = draw(st.lists(st.tuples(*[st.integers(0, n) for n in spatial]), min_size=1, max_size=3))
-    levels = draw(st.lists(st.one_of(level, st.tuples(*[level] * rank)), min_size=1, max_size=3))
+def cases(draw, any_extent=False):
+    """(features, sizes, levels) of 1 to 3 spatial axes; values repeat, so that there are ties.
+
+    A new extent or pyramid compiles a program, new sizes do not: so sizes are of any kind, and extents
+    only where that is asked for.
+    """
+    rank = draw(st.sampled_from((1, 2, 2, 3)))
+    spatial = EXTENTS[rank]
+    pyramids = [(1, 2, 4), (3, 2), (5,), ((2, *(3,) * (rank - 1)), 1)]
+    levels = draw(st.sampled_from(pyramids))
+    if any_extent:
+        spatial = draw(st.tuples(*[st.integers(1, most) for most in spatial]))
+        levels = draw(st.lists(st.one_of(level, st.tuples(*[level] * rank)), min_size=1, max_size=3))
+    sizes = draw(st.lists(st.tuples(*[st.integers(0, n) for n in spatial]), min_size=3, max_size=3))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     features = rng.integers(-4, 4, (len(sizes), *spatial, 2)).astype(np.float64)
     return features, np.array(sizes, np.int32), tuple(levels)
 
 
-class TestBinEdges:
-    @given(st.integers(0, 200), st.integers(1, 50))
-    def test_are_the_papers_floor_and_ceil(self, length, bins):
-        starts, stops = bin_edges(length, bins)
-        assert starts.tolist() == [math.floor(i * length / bins) for i in range(bins)]
-        assert stops.tolist() == [math.ceil((i + 1) * length / bins) for i in range(bins)]
-
-    @given(st.integers(1, 200), st.integers(1, 50))
-    def test_cover_every_cell_share_at_most_one_and_are_never_empty(self, length, bins):
-        starts, stops = bin_edges(length, bins)
-        assert starts[0] == 0
-        assert stops[-1] == length
-        assert (stops > starts).all()
-        shared = stops[:-1] - starts[1:]
-        assert ((shared == 0) | (shared == 1)).all()
-
-    def test_hold_for_lengths_whose_product_with_bins_overflows_int32(self):
-        length, bins = 2**31 - 1, 4000
-        starts, stops = bin_edges(length, bins)
-        assert starts.tolist() == [i * length // bins for i in range(bins)]
-        assert stops.tolist() == [-(-(i + 1) * length // bins) for i in range(bins)]
-
-    def test_give_numpy_for_ints_and_numpy_and_jax_for_jax(self):
-        for length in (7, np.int64(7), np.array([7, 9]), [7, 9]):
-            starts, stops = bin_edges(length, 3)
-            assert isinstance(starts, np.ndarray)
-            assert isinstance(stops, np.ndarray)
-            assert starts.dtype == stops.dtype == np.int32
-            assert starts.shape == (*np.shape(length), 3)
-        for edge in bin_edges(jnp.array([[7, 9]]), 3):
-            assert isinstance(edge, jax.Array)
-            assert edge.dtype == jnp.int32
-            assert edge.shape == (1, 2, 3)
-        starts, stops = bin_edges(7, 3)
-        assert list(range(7))[starts[1] : stops[1]] == [2, 3, 4]
-
-    def test_agree_under_jit(self):
-        lengths = np.arange(40)
-        found = jax.jit(bin_edges, static_argnums=1)(lengths, 6)
-        np.testing.assert_array_equal(found, bin_edges(lengths, 6))
-
-    @pytest.mark.parametrize("bins", [0, -1, 1.5, True, "2"])
-    def test_refuse_bins_that_are_no_positive_int(self, bins):
-        with pytest.raises(ValueError, match="bins must be an int >= 1"):
-            bin_edges(5, bins)
-
-    def test_refuse_negative_and_fractional_lengths(self):
-        with pytest.raises(ValueError, match="must be >= 0 cells, got -2"):
-            bin_edges(np.array([3, -2]), 2)
-        with pytest.raises(TypeError, match="must be integers"):
-            bin_edges(2.5, 2)  # pyright: ignore[reportArgumentType, reportCallIssue]
-
-
-def test_num_bins_counts_every_bin_of_every_level():
-    assert num_bins((1, 2, 4)) == 21
-    assert num_bins((1, 2, 3, 6)) == 50
-    assert num_bins((1, 2, 4), 1) == 7
-    assert num_bins((1, 2), 3) == 9
-    assert num_bins([(1, 3), 2]) == 7
-
-
 @pytest.mark.parametrize("reduce", ["max", "mean"])
 class TestAgainstTheNumpyLoop:
-    @given(cases())
-    def test_any_features_sizes_and_levels(self, reduce, case):
+    @settings(max_examples=60)
+    @given(cases(), st.sampled_from(RULES))
+    def test_any_features_sizes_and_rule(self, reduce, case, rule):
+        self.agrees(reduce, case, rule)
+
+    @settings(max_examples=12)
+    @given(cases(any_extent=True), st.sampled_from(RULES))
+    def test_any_extents_and_levels(self, reduce, case, rule):
+        self.agrees(reduce, case, rule)
+
+    def agrees(self, reduce, case, rule):
         features, sizes, levels = case
         with jax.enable_x64(True):
-            found = pool(features, sizes, levels=levels, reduce=reduce)
-        expected = pyramid_pool_reference(features, sizes, levels=levels, reduce=NUMPY[reduce])
+            found = pool(features, sizes, levels=levels, reduce=reduce, rule=rule)
+        expected = pyramid_pool_reference(features, sizes, levels=levels, reduce=NUMPY[reduce], rule=rule)
         assert found.shape == expected.shape
         assert found.dtype == features.dtype
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
-    @given(cases())
-    def test_sizes_none_means_every_cell(self, reduce, case):
-        features, _, levels = case
-        with jax.enable_x64(True):
-            found = pool(features, levels=levels, reduce=reduce)
-        expected = pyramid_pool_reference(features, levels=levels, reduce=NUMPY[reduce])
-        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    @pytest.mark.parametrize("shape", [(2, 9, 14, 3), (1, 40, 1), (1, 3, 2, 5, 2)])
+    def test_sizes_none_means_every_cell(self, reduce, shape):
+        features = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        expected = pyramid_pool_reference(features, reduce=NUMPY[reduce])
+        np.testing.assert_allclose(pool(features, reduce=reduce), expected, rtol=1e-5, atol=1e-6)
 
     @given(cases(), st.sampled_from([np.nan, np.inf, -np.inf, 1e300]))
     def test_what_stands_outside_changes_neither_values_nor_gradients(self, reduce, case, outside):
@@ -125,17 +92,12 @@ class TestAgainstTheNumpyLoop:
         weights = np.random.default_rng(0).normal(
             size=(len(features), num_bins(levels, features.ndim - 2), 2)
         )
-
-        @jax.jit
-        @functools.partial(jax.grad, has_aux=True)
-        def gradient_of_loss(x, sizes):
-            pooled = spatial_pyramid_pool(x, sizes, levels=levels, reduce=reduce)
-            return (pooled * weights).sum(), pooled
-
         with jax.enable_x64(True):
-            gradient, pooled = gradient_of_loss(jnp.asarray(features), sizes)
-            dirty = jnp.where(inside, features, outside)
-            gradient_dirty, pooled_dirty = gradient_of_loss(dirty, sizes)
+            gradient, pooled = gradient_of_loss(features, sizes, weights, levels=levels, reduce=reduce)
+            dirty = np.where(inside, features, outside)
+            gradient_dirty, pooled_dirty = gradient_of_loss(
+                dirty, sizes, weights, levels=levels, reduce=reduce
+            )
         np.testing.assert_array_equal(pooled_dirty, pooled)
         np.testing.assert_array_equal(gradient_dirty, gradient)
         assert (np.asarray(gradient)[~inside] == 0).all()
@@ -155,12 +117,76 @@ class TestAgainstTheNumpyLoop:
         )
         np.testing.assert_allclose(scanned, expected, rtol=1e-6)
 
-    def test_forward_and_reverse_mode_agree_with_finite_differences(self, reduce, x64):
+    def test_a_gradient_under_vmap_is_that_of_each(self, reduce):
+        rng = np.random.default_rng(0)
+        features = jnp.asarray(rng.normal(size=(3, 2, 9, 7, 3)), jnp.float32)
+        sizes = jnp.asarray(rng.integers(1, 8, (2, 2)), jnp.int32)
+
+        def gradient(x):
+            return jax.grad(lambda x: (spatial_pyramid_pool(x, sizes, reduce=reduce) ** 2).sum())(x)
+
+        expected = np.stack([jax.jit(gradient)(x) for x in features])
+        np.testing.assert_allclose(jax.jit(jax.vmap(gradient))(features), expected, rtol=1e-5, atol=1e-6)
+
+        def loss_of_all(x):
+            return (jax.vmap(lambda y: spatial_pyramid_pool(y, sizes, reduce=reduce))(x) ** 2).sum()
+
+        outside = jax.jit(jax.grad(loss_of_all))
+        np.testing.assert_allclose(outside(features), expected, rtol=1e-5, atol=1e-6)
+
+    def test_shards_over_the_batch(self, reduce):
+        mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
+        split = jax.sharding.PartitionSpec("data")
+        rng = np.random.default_rng(0)
+        features = jnp.asarray(rng.normal(size=(4, 9, 7, 3)), jnp.float32)
+        sizes = jnp.asarray(rng.integers(1, 8, (4, 2)), jnp.int32)
+
+        def loss(x, s):
+            pooled = spatial_pyramid_pool(x, s, reduce=reduce)
+            return (pooled**2).sum(), pooled
+
+        gradient = jax.grad(loss, has_aux=True)
+        sharded = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=(split, split), out_specs=split))
+        for found, expected in zip(sharded(features, sizes), jax.jit(gradient)(features, sizes), strict=True):
+            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("shape", [(2, 12, 5, 4), (2, 30, 4), (1, 5, 4, 6, 2)])
+    def test_every_form_of_reading_agrees_with_the_plain_one(self, reduce, shape, x64):
+        """What a TPU or GPU would run, run here."""
+        monoid = {"max": Max(), "mean": Mean()}[reduce]
+        rng = np.random.default_rng(0)
+        features = jnp.asarray(np.maximum(rng.integers(-3, 4, shape), 0), jnp.float64)
+        rank = len(shape) - 2
+        lengths = jnp.asarray(rng.integers(1, shape[1:-1], (shape[0], rank)), jnp.int32)
+        starts = jnp.asarray(np.array(shape[1:-1]) - lengths, jnp.int32)
+        levels = ((1,) * rank, (2,) * rank, (3,) * rank)
+        axes = [AxisPlan((1, 2, 3), twice=monoid.idempotent)] * rank
+
+        def run(forms, monoid):
+            return jax.jit(read_pyramid(forms, monoid, levels, axes))(features, starts, lengths)
+
+        plain = run((reading.plain, reading.plain), monoid)
+        for form in (reading.gathered, reading.masked):
+            np.testing.assert_allclose(run((form, form), monoid), plain, rtol=1e-12)
+        if reduce == "mean":
+            found = run((reading.scattered, reading.scattered), monoid)
+            np.testing.assert_allclose(found, plain, rtol=1e-12)
+            return
+        winners = [
+            run((form, form), reading.Winner(monoid))
+            for form in (reading.gathered_winners, reading.masked_winners)
+        ]
+        for value, index in winners:
+            np.testing.assert_array_equal(value, plain)
+            np.testing.assert_array_equal(index, winners[0][1])
+
+    @pytest.mark.parametrize("levels", [(1, 2, 3), (4,)])
+    def test_forward_and_reverse_mode_agree_with_finite_differences(self, reduce, levels, x64):
         rng = np.random.default_rng(0)
         features = jnp.asarray(rng.normal(size=(2, 7, 5, 2)))
         sizes = jnp.array([[7, 5], [4, 2]], jnp.int32)
         check_grads(
-            lambda x: spatial_pyramid_pool(x, sizes, levels=(1, 2, 3), reduce=reduce),
+            jax.jit(lambda x: spatial_pyramid_pool(x, sizes, levels=levels, reduce=reduce)),
             (features,),
             order=2,
             eps=1e-6,
@@ -291,6 +317,7 @@ def test_malformed_levels_are_refused(levels, said):
     [
         ([[3, 4], [3, 5]], ValueError, r"sizes\[1\] = \[3, 5\] is outside the array"),
         ([[-1, 4], [3, 4]], ValueError, r"sizes\[0\] = \[-1, 4\] is outside"),
+        ([[3, 4], [3, 0]], ValueError, r"sizes\[1\] = \[3, 0\] is empty along some axes only"),
         ([[3, 4]], ValueError, r"must have shape \(2, 2\)"),
         ([[3.0, 4.0], [3.0, 4.0]], TypeError, "must be integers"),
     ],
@@ -306,7 +333,7 @@ def test_features_of_a_wrong_shape_and_unknown_reductions_are_refused():
         spatial_pyramid_pool(np.zeros((3, 4)))
     with pytest.raises(ValueError, match="without cells"):
         spatial_pyramid_pool(np.zeros((1, 0, 4, 1)))
-    with pytest.raises(ValueError, match="'median' is unknown; known are 'max', 'mean'"):
+    with pytest.raises(ValueError, match="'median' is unknown; known are 'max', 'mean', "):
         spatial_pyramid_pool(FEATURES, reduce="median")
 
 

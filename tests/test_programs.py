@@ -1,0 +1,88 @@
+"""What the op compiles to, rather than what it computes."""
+
+import functools
+import importlib.util
+import os
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from spp_jax import num_bins, spatial_pyramid_pool
+
+
+def equations(jaxpr) -> int:
+    """How many operations a program has, those of its branches and loops included."""
+    inner = [sub for eqn in jaxpr.eqns for sub in jaxprs_in_params(eqn.params)]
+    return len(jaxpr.eqns) + sum(map(equations, inner))
+
+
+def operations(shape, levels, reduce="max"):
+    def both(x, sizes):
+        pooled, pull = jax.vjp(lambda x: spatial_pyramid_pool(x, sizes, levels=levels, reduce=reduce), x)
+        return pooled, pull(pooled)
+
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    sizes = jax.ShapeDtypeStruct((shape[0], len(shape) - 2), jnp.int32)
+    return equations(jax.make_jaxpr(both)(x, sizes).jaxpr)
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+class TestSizeOfTheProgram:
+    def test_does_not_grow_with_the_map(self, reduce):
+        # Both maps have segments that take whole steps of sixteen rows.
+        sizes = {operations((2, n, n, 3), (1, 2, 4), reduce) for n in (64, 128, 512)}
+        assert len(sizes) == 1
+
+    def test_grows_no_faster_than_the_bins(self, reduce):
+        smaller, larger = ((1, 2, 4), (1, 2, 4, 8))
+        grown = operations((2, 256, 256, 3), larger, reduce) / operations((2, 256, 256, 3), smaller, reduce)
+        assert grown < num_bins(larger) / num_bins(smaller)
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean", "generalized_mean", "top_k_mean"])
+def test_one_exported_program_serves_cpu_tpu_and_cuda(reduce):
+    rng = np.random.default_rng(0)
+    features = rng.uniform(size=(2, 9, 7, 3)).astype(np.float32)
+    sizes = np.array([[9, 7], [4, 2]], np.int32)
+
+    @jax.jit
+    def both(x, sizes):
+        pooled, pull = jax.vjp(lambda x: spatial_pyramid_pool(x, sizes, reduce=reduce), x)
+        return pooled, pull(jnp.ones_like(pooled))[0]
+
+    exported = jax.export.export(both, platforms=("cpu", "tpu", "cuda"))(features, sizes)
+    assert exported.platforms == ("cpu", "tpu", "cuda")
+    for found, expected in zip(exported.call(features, sizes), both(features, sizes), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tpu():
+    if not importlib.util.find_spec("libtpu"):
+        pytest.skip("libtpu is not installed: pip install libtpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    from jax.experimental import topologies
+
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
+
+
+def test_a_tpu_reads_the_map_once_without_loops_or_custom_calls(tpu):
+    sharding = jax.sharding.SingleDeviceSharding(tpu)
+    x = jax.ShapeDtypeStruct((16, 128, 192, 512), jnp.bfloat16, sharding=sharding)  # 400 MB
+    sizes = jax.ShapeDtypeStruct((16, 2), jnp.int32, sharding=sharding)
+
+    def compiled(function, *args) -> Any:
+        return jax.jit(function).lower(*args).compile()
+
+    plain = compiled(lambda x: x.max((1, 2)), x)
+    op = compiled(functools.partial(spatial_pyramid_pool, levels=(1, 2, 4)), x, sizes)
+    of_plain, of_op = (program.cost_analysis()["bytes accessed"] for program in (plain, op))
+    assert of_op <= 1.15 * of_plain
+    text = op.as_text()
+    assert " while(" not in text
+    assert "custom_call_target" not in text

@@ -1,0 +1,199 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+from jax.test_util import check_grads
+
+from spp_jax import GeneralizedMean, Monoid, TopKMean, pool_windows, spatial_pyramid_pool
+from spp_jax.layers import SpatialPyramidPool
+from spp_jax.padded import Padded
+from spp_jax.reductions import REDUCTIONS, reduction
+from spp_jax.testing import assert_padding_exact, pyramid_pool_reference
+
+
+@reduction
+class LogSumExp(Monoid):
+    """A monoid of pairs with a combine of its own: log(sum(exp(x))), without overflow."""
+
+    def lift(self, cells):
+        return cells, jnp.ones_like(cells)
+
+    def combine(self, a, b):
+        (a_top, a_sum), (b_top, b_sum) = a, b
+        top = jnp.maximum(a_top, b_top)
+        safe = jnp.where(jnp.isfinite(top), top, 0)
+        return top, a_sum * jnp.exp(a_top - safe) + b_sum * jnp.exp(b_top - safe)
+
+    def identity(self, state):
+        return jnp.full((), -jnp.inf, state[0].dtype), jnp.zeros((), state[1].dtype)
+
+    def finish(self, state, count):
+        top, total = state
+        return top + jnp.log(total)
+
+
+@reduction
+class LargestMagnitude(Monoid):
+    combine = staticmethod(lax.max)
+
+    def lift(self, cells):
+        return jnp.abs(cells)
+
+
+@reduction
+class Smallest(Monoid):
+    combine = staticmethod(lax.min)
+
+
+def logsumexp(cells):
+    return np.log(np.exp(cells).sum())
+
+
+def top_3(cells):
+    return np.sort(cells, axis=None)[::-1][:3].mean()
+
+
+def cubic_mean(cells):
+    return np.mean(np.maximum(cells, 1e-6) ** 3) ** (1 / 3)
+
+
+def middle(cells, mask):
+    """A function of (cells, mask) that is no class: the midpoint of the range."""
+    low = jnp.where(mask, cells, jnp.inf).min(0)
+    return (low + jnp.where(mask, cells, -jnp.inf).max(0)) / 2
+
+
+CASES = {
+    "generalized_mean": ("generalized_mean", cubic_mean),
+    "top_k_mean": (TopKMean(3), top_3),
+    "LogSumExp": (LogSumExp(), logsumexp),
+    "LargestMagnitude": (LargestMagnitude(), lambda cells: np.abs(cells).max()),
+    "Smallest": (Smallest(), np.min),
+    "middle": (middle, lambda cells: (cells.min() + cells.max()) / 2),
+}
+
+
+@pytest.mark.parametrize(("reduce", "reference"), CASES.values(), ids=CASES)
+class TestReductions:
+    @pytest.mark.parametrize("rule", ["adaptive", "partition", "rounded"])
+    def test_agree_with_numpy_on_padded_maps(self, reduce, reference, rule, x64):
+        rng = np.random.default_rng(0)
+        features = rng.normal(size=(4, 11, 8, 3))
+        sizes = np.array([[11, 8], [5, 3], [0, 0], [1, 7]])
+        pool = jax.jit(lambda x, s: spatial_pyramid_pool(x, s, levels=(1, 3, 2), reduce=reduce, rule=rule))
+        expected = pyramid_pool_reference(features, sizes, levels=(1, 3, 2), reduce=reference, rule=rule)
+        np.testing.assert_allclose(pool(features, sizes), expected, rtol=1e-9)
+
+    def test_gradients_are_those_of_finite_differences(self, reduce, reference, x64):
+        features = jnp.asarray(np.random.default_rng(0).uniform(0.1, 2, size=(2, 5, 6, 2)))
+        sizes = jnp.array([[5, 6], [3, 2]])
+        check_grads(
+            jax.jit(lambda x: spatial_pyramid_pool(x, sizes, levels=(1, 2), reduce=reduce)),
+            (features,),
+            order=1,
+            eps=1e-6,
+        )
+
+    def test_pool_windows(self, reduce, reference, x64):
+        features = np.random.default_rng(0).uniform(size=(1, 9, 8, 2))
+        windows = np.array([[[[1, 2], [8, 7]], [[0, 0], [3, 8]]]])
+        found = jax.jit(lambda x: pool_windows(x, windows, levels=(1, 2), reduce=reduce))(features)
+        for number, (start, stop) in enumerate(windows[0]):
+            cut = features[:, start[0] : stop[0], start[1] : stop[1]]
+            expected = pyramid_pool_reference(cut, levels=(1, 2), reduce=reference)
+            np.testing.assert_allclose(found[:, number], expected, rtol=1e-9)
+
+    def test_are_exact_on_padded_batches_as_a_layer(self, reduce, reference):
+        if reduce == "generalized_mean":  # clamps at 1e-6: its gradient there is steep
+            reduce = GeneralizedMean(2.0)
+        assert_padding_exact(SpatialPyramidPool((1, 2), reduce=reduce))
+
+
+class TestGeneralizedMean:
+    def test_is_the_mean_at_power_1_and_nears_the_maximum(self):
+        features = np.random.default_rng(0).uniform(size=(1, 9, 7, 2)).astype(np.float32)
+        for power, reduce, rtol in ((1.0, "mean", 1e-5), (60.0, "max", 0.08)):
+            found = spatial_pyramid_pool(features, reduce=GeneralizedMean(power))
+            np.testing.assert_allclose(found, spatial_pyramid_pool(features, reduce=reduce), rtol=rtol)
+
+    def test_learns_its_power_one_or_one_per_channel(self, x64):
+        features = jnp.asarray(np.random.default_rng(0).uniform(0.1, 1, size=(1, 5, 4, 2)))
+        for power in (3.0, [2.0, 4.0]):
+            check_grads(
+                jax.jit(lambda p: spatial_pyramid_pool(features, levels=(1, 2), reduce=GeneralizedMean(p))),
+                (jnp.asarray(power),),
+                order=2,
+            )
+
+    def test_a_layer_has_it_as_a_parameter(self):
+        layer = SpatialPyramidPool((1,), reduce="generalized_mean")
+        x = Padded.whole(jnp.asarray(np.random.default_rng(0).uniform(size=(1, 4, 4, 2)), jnp.float32))
+        gradient = nnx.grad(lambda layer: layer(x).sum())(layer)
+        (leaf,) = jax.tree.leaves(gradient)
+        assert float(leaf) > 0  # a larger power, a larger mean
+        assert not jax.tree.leaves(nnx.state(SpatialPyramidPool(), nnx.Param))
+
+
+def test_top_k_mean_of_a_bin_of_fewer_cells_is_their_mean():
+    features = np.arange(6, dtype=np.float32).reshape(1, 2, 3, 1)
+    found = spatial_pyramid_pool(features, levels=(1, 2), reduce=TopKMean(4))
+    np.testing.assert_allclose(found[0, :, 0], [3.5, 0.5, 1.5, 3.5, 4.5])
+
+
+def test_the_winner_of_any_max_gets_the_gradient_the_first_of_equals():
+    features = jnp.array([[1.0, -2, 2, 0]])[..., None]
+    gradient = jax.grad(lambda x: spatial_pyramid_pool(x, levels=(1,), reduce=LargestMagnitude()).sum())
+    np.testing.assert_array_equal(gradient(features)[0, :, 0], [0, -1, 0, 0])
+
+
+def test_no_nan_comes_from_a_filler_however_steep_finish_is():
+    def loss(x, power):
+        sizes = jnp.array([[0, 0], [2, 2]])
+        return spatial_pyramid_pool(x, sizes, reduce=GeneralizedMean(power)).sum()
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(jnp.full((2, 2, 2, 1), 0.5), jnp.float32(3))
+    assert all(np.isfinite(g).all() for g in gradients)
+    assert (gradients[0][0] == 0).all()
+
+
+def test_bins_that_a_rule_leaves_empty_give_zeros():
+    for reduce in REDUCTIONS:
+        found = spatial_pyramid_pool(
+            jnp.full((1, 2, 2, 1), 3.0), levels=(3, 2), reduce=reduce, rule="partition"
+        )
+        np.testing.assert_allclose(
+            found[0, :, 0], [3, 3, 0, 3, 3, 0, 0, 0, 0, 3, 3, 3, 3], rtol=1e-6, err_msg=reduce
+        )
+
+
+def test_reductions_of_like_fields_are_of_different_structure():
+    """Lest jit take one for the other: with jax.tree_util.register_dataclass they compare equal."""
+    structures = [jax.tree.structure(r) for r in (LargestMagnitude(), Smallest(), *REDUCTIONS.values())]
+    assert len(set(structures)) == len(structures)
+    assert jax.tree.structure(TopKMean(2)) != jax.tree.structure(TopKMean(3))
+    assert jax.tree.structure(GeneralizedMean(2.0)) == jax.tree.structure(GeneralizedMean(3.0))
+
+
+class TestRefuses:
+    def test_a_name_nothing_and_a_number(self):
+        features = np.zeros((1, 2, 2, 1), np.float32)
+        with pytest.raises(ValueError, match="reduce='mode' is unknown; known are 'max', 'mean'"):
+            spatial_pyramid_pool(features, reduce="mode")
+        with pytest.raises(TypeError, match=r"must be a name, a Monoid or a function of .*, got int"):
+            spatial_pyramid_pool(features, reduce=3)  # pyright: ignore[reportArgumentType]
+
+    def test_a_monoid_that_is_no_pytree_or_does_not_say_its_identity(self):
+        class Bare(Monoid):
+            pass
+
+        @reduction
+        class Product(Monoid):
+            combine = staticmethod(lax.mul)
+
+        features = np.zeros((1, 2, 2, 1), np.float32)
+        with pytest.raises(TypeError, match="Bare is no pytree: decorate it"):
+            spatial_pyramid_pool(features, reduce=Bare())
+        with pytest.raises(NotImplementedError, match="has to give its identity"):
+            spatial_pyramid_pool(features, reduce=Product())
