@@ -29,6 +29,7 @@ from typing import Any, NamedTuple, TypeAlias, overload
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 
 __all__ = ["AxisPlan", "Level", "bin_edges", "longest_bin", "normalize_levels", "num_bins", "rule_named"]
@@ -58,27 +59,47 @@ class _Rule(NamedTuple):
     defined: Callable[[Any, Any], Any] = lambda n, length: length >= 0
 
 
-# With L = q*n + r, i*L/n = i*q + i*r/n: nothing below exceeds L + 2*n*n, where i*L could overflow.
+# With L = q*n + r, i*L/n = i*q + i*r/n: nothing below exceeds L + n*n + n, where i*L could overflow.
+
+
+def _divided(a, b):
+    """Quotient and remainder; nothing here is negative, so on JAX without the correction for signs."""
+    if isinstance(a, jax.Array):
+        a, b = jnp.broadcast_arrays(a, b)
+        return lax.div(a, b), lax.rem(a, b)
+    return np.divmod(a, b)
 
 
 def _floor(i, n, length):
-    return i * (length // n) + i * (length % n) // n
+    quotient, remainder = _divided(length, n)
+    return i * quotient + _divided(i * remainder, n)[0]
 
 
 def _ceil(i, n, length):
-    return i * (length // n) - (-i * (length % n)) // n
+    quotient, remainder = _divided(length, n)
+    return i * quotient + _divided(i * remainder + n - 1, n)[0]
 
 
 def _round(i, n, length):
-    part = i * (length % n)
-    low = i * (length // n) + part // n
-    twice = 2 * (part % n)
-    return low + ((twice > n) | ((twice == n) & (low % 2 == 1)))
+    quotient, remainder = _divided(length, n)
+    whole, rest = _divided(i * remainder, n)
+    low = i * quotient + whole
+    return low + ((2 * rest > n) | ((2 * rest == n) & (low % 2 == 1)))
 
 
 def _split(i, n, length):
-    xp = jnp if isinstance(length, jax.Array) else np
-    return i * (length // n) + xp.minimum(i, length % n)
+    quotient, remainder = _divided(length, n)
+    longer = jnp.minimum if isinstance(length, jax.Array) else np.minimum
+    return i * quotient + longer(i, remainder)
+
+
+def _slide(i, n, length):
+    return i * _divided(length, n)[0]
+
+
+def _slide_end(i, n, length):
+    quotient, remainder = _divided(length, n)
+    return i * quotient + quotient + (remainder > 0)
 
 
 _RULES: dict[str, _Rule] = {
@@ -86,8 +107,8 @@ _RULES: dict[str, _Rule] = {
     "partition": _Rule(_split, lambda i, n, length: _split(i + 1, n, length), empties=True),
     "rounded": _Rule(_round, lambda i, n, length: _round(i + 1, n, length), nests=True, empties=True),
     "sliding": _Rule(
-        lambda i, n, length: i * (length // n),
-        lambda i, n, length: i * (length // n) + length // n + (length % n > 0),
+        _slide,
+        _slide_end,
         overlaps=True,
         defined=lambda n, length: (length == 0) | ((length >= n) & (length % n <= length // n)),
     ),

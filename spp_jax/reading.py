@@ -11,6 +11,7 @@ sums in a way whose transpose is fast.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -86,10 +87,10 @@ def read_pyramid(
             starts: Int32[Array, "batch rank"],
             lengths: Int32[Array, "batch rank"],
         ) -> PyTree[Shaped[Array, "batch bins channels"]]:
+            edges = {plan: plan.edges(lengths) for plan in axes}
             for axis, plan in enumerate(axes):
-                first, stop = plan.edges(lengths[:, axis])
-                origin = starts[:, axis, None]
-                state = read(state, axis + 1, origin + first, origin + stop, plan)
+                first, stop = (starts[..., None] + edge for edge in edges[plan])
+                state = read(state, axis + 1, first[:, axis], stop[:, axis], plan)
             pooled = []
             for level in levels:
                 part = state
@@ -110,14 +111,32 @@ def read_pyramid(
     return pool
 
 
-def _joined(state: PyTree, axis: int, members: Sequence[Sequence[int]], join: Callable) -> PyTree:
-    """One state per bin from those of its members."""
+def _joined(state: PyTree, axis: int, members: Sequence[Sequence[int]], combine: Callable) -> PyTree:
+    """One state per bin from those of its members, segments and seams."""
 
-    def at(index: int) -> PyTree:
-        return jax.tree.map(lambda leaf: lax.index_in_dim(leaf, index, axis), state)
+    def pick(indices: Sequence[int]) -> PyTree:
+        """States at equidistant indices: a slice."""
+        first, last = indices[0], indices[-1]
+        stride = indices[1] - first if len(indices) > 1 else 1
+        return jax.tree.map(lambda leaf: lax.slice_in_dim(leaf, first, last + 1, stride, axis), state)
 
-    bins = [functools.reduce(join, map(at, within)) for within in members]
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *bins)
+    def concatenate(parts: Sequence[PyTree]) -> PyTree:
+        return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis), *parts)
+
+    def of_equal_length(members: Sequence[Sequence[int]]) -> PyTree:
+        return functools.reduce(combine, [pick(nth) for nth in zip(*members, strict=True)])
+
+    # Neighbouring bins with equally many members are joined at once; for levels that divide the finest
+    # one that is all of them, or, where there are seams, all but the last.
+    groups: list[list[Sequence[int]]] = []
+    for within in members:
+        previous = groups[-1] if groups else []
+        step = [b - a for a, b in itertools.pairwise([bin[0] for bin in (*previous[-2:], within)])]
+        if previous and len(previous[0]) == len(within) and len(set(step)) == 1:
+            previous.append(within)
+        else:
+            groups.append([within])
+    return concatenate([of_equal_length(group) for group in groups])
 
 
 def plain(monoid: Monoid) -> Callable:
