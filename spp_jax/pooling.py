@@ -455,18 +455,21 @@ def _take(tangent: Shaped[Array, "batch *spatial channels"], index: _Pooled) -> 
     at a time, a comparison of each cell with the winners.
     """
     batch, windows, bins, channels = index.shape
-    cells = tangent.reshape(batch, -1, channels)
     index = index.reshape(batch, windows * bins, channels)
 
-    def by_gather(cells, index):
+    def by_gather(tangent, index):
+        # One index into a flat image rather than two: such a scatter takes about half the time on a CPU.
+        place = index * channels + jnp.arange(channels, dtype=jnp.int32)
         found = index != NO_WINNER
-        taken = jnp.take_along_axis(cells, jnp.where(found, index, 0), axis=1)
-        return jnp.where(found, taken, jnp.zeros((), taken.dtype))
+        place = jnp.where(found, place, 0).reshape(batch, -1)
+        taken = jnp.take_along_axis(tangent.reshape(batch, -1), place, axis=1, mode="promise_in_bounds")
+        return jnp.where(found, taken.reshape(found.shape), jnp.zeros((), taken.dtype))
 
-    def by_comparison(cells, index):
+    def by_comparison(tangent, index):
+        cells = tangent.reshape(batch, -1, channels)
         here = jnp.arange(cells.shape[1], dtype=jnp.int32)[:, None] == index[:, :, None]
         return jnp.where(here, cells[:, None], jnp.zeros((), cells.dtype)).sum(2)
 
     on_tpu = by_comparison if windows * bins <= _DENSE_BINS else by_gather
-    taken = lax.platform_dependent(cells, index, tpu=on_tpu, default=by_gather)
+    taken = lax.platform_dependent(tangent, index, tpu=on_tpu, default=by_gather)
     return taken.reshape(batch, windows, bins, channels)

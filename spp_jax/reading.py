@@ -1,13 +1,12 @@
-"""One axis of a map to the states of its segments: the only part of the op with a form per backend.
+"""A map to the states of its segments: the only part of the op with a form per backend.
 
-A form makes of a monoid a function ``read(state, axis, starts, stops, plan)``. It takes a state, a
-pytree of arrays ``[batch, *spatial, channels]``, and segments of one spatial axis, int32
-``[batch, segments]`` between ``starts`` and ``stops``, laid out by a :class:`spp_jax.bins.AxisPlan`; it
-gives the state with one entry per segment in place of that axis.
+A form makes of a monoid a function ``read(state, segments)``. It takes a state, a pytree of arrays
+``[batch, *spatial, channels]``, and per spatial axis its segments, as an :class:`spp_jax.bins.AxisPlan`
+lays them out; it gives the state with one entry per segment in place of every axis.
 
 Three forms give values: `plain`, which is what the others are held to, `masked` and `gathered`. Two give
 the winners of a max or min besides, `masked_winners` and `gathered_winners`, and one, `scattered`, gives
-sums in a way whose transpose is fast.
+sums in a way whose transpose is fast. Which backend takes which stands at the end of this file.
 """
 
 import functools
@@ -28,6 +27,14 @@ from spp_jax.reductions import Monoid
 NO_WINNER = np.iinfo(np.int32).max
 
 _ROWS_A_STEP = 16  # gathered rows that one step of a CPU loop combines before it writes its state back
+
+
+class _Segments(NamedTuple):
+    """Of one spatial axis: the plan, and where its segments and seams lie, int32 ``[batch, of them]``."""
+
+    plan: AxisPlan
+    starts: jax.Array
+    stops: jax.Array
 
 
 class Winner(Monoid):
@@ -88,9 +95,11 @@ def read_pyramid(
             lengths: Int32[Array, "batch rank"],
         ) -> PyTree[Shaped[Array, "batch bins channels"]]:
             edges = {plan: plan.edges(lengths) for plan in axes}
-            for axis, plan in enumerate(axes):
-                first, stop = (starts[..., None] + edge for edge in edges[plan])
-                state = read(state, axis + 1, first[:, axis], stop[:, axis], plan)
+            segments = [
+                _Segments(plan, *(starts[:, axis, None] + edge[:, axis] for edge in edges[plan]))
+                for axis, plan in enumerate(axes)
+            ]
+            state = read(state, segments)
             pooled = []
             for level in levels:
                 part = state
@@ -126,23 +135,43 @@ def _joined(state: PyTree, axis: int, members: Sequence[Sequence[int]], combine:
     def of_equal_length(members: Sequence[Sequence[int]]) -> PyTree:
         return functools.reduce(combine, [pick(nth) for nth in zip(*members, strict=True)])
 
-    # Neighbouring bins with equally many members are joined at once; for levels that divide the finest
+    # Neighbouring bins whose members are equidistant are joined at once; for levels that divide the finest
     # one that is all of them, or, where there are seams, all but the last.
     groups: list[list[Sequence[int]]] = []
     for within in members:
-        previous = groups[-1] if groups else []
-        step = [b - a for a, b in itertools.pairwise([bin[0] for bin in (*previous[-2:], within)])]
-        if previous and len(previous[0]) == len(within) and len(set(step)) == 1:
-            previous.append(within)
+        last = groups[-1][-2:] if groups else []
+        steps = {y - x for pair in itertools.pairwise([*last, within]) for x, y in zip(*pair, strict=False)}
+        if last and len(last[0]) == len(within) and len(steps) == 1:
+            groups[-1].append(within)
         else:
             groups.append([within])
     return concatenate([of_equal_length(group) for group in groups])
 
 
+def _axis_by_axis(form: Callable) -> Callable:
+    """From a form that reads one axis, ``read(state, axis, segments)``, to one that reads all in turn."""
+
+    @functools.wraps(form)
+    def of_all_axes(monoid: Monoid) -> Callable:
+        read = form(monoid)
+
+        def read_all(state, segments):
+            for axis, of_axis in enumerate(segments, 1):
+                state = read(state, axis, of_axis)
+            return state
+
+        return read_all
+
+    return of_all_axes
+
+
+@_axis_by_axis
 def plain(monoid: Monoid) -> Callable:
     """A segment is a mask over all cells. What JAX can differentiate, and what the others are held to."""
 
-    def read(state, axis, starts, stops, plan):
+    def read(state, axis, segments):
+        _, starts, stops = segments
+
         def expanded(leaf):
             return jnp.expand_dims(leaf, axis)
 
@@ -159,6 +188,7 @@ def plain(monoid: Monoid) -> Callable:
     return read
 
 
+@_axis_by_axis
 def scattered(monoid: Monoid) -> Callable:
     """Sums again, for their transpose: each row of the gradient is the sum of its segment's and seams'.
 
@@ -167,7 +197,9 @@ def scattered(monoid: Monoid) -> Callable:
     """
     del monoid
 
-    def read(state, axis, starts, stops, plan):
+    def read(state, axis, segments):
+        plan, starts, stops = segments
+
         def sums(leaf):
             line = jnp.arange(leaf.shape[axis], dtype=jnp.int32)
             long_stops = stops[:, : plan.segments, None]
@@ -188,25 +220,27 @@ def scattered(monoid: Monoid) -> Callable:
     return read
 
 
+@_axis_by_axis
 def masked(monoid: Monoid) -> Callable:
     """All segments in one reduction with one result each, so that the map is read once: TPU and GPU."""
 
-    def read(state, axis, starts, stops, plan):
+    def read(state, axis, segments):
+        _, starts, stops = segments
         rank = jax.tree.leaves(state)[0].ndim
         line = jnp.arange(jax.tree.leaves(state)[0].shape[axis], dtype=jnp.int32)
         line = line.reshape(-1, *(1,) * (rank - axis - 1))
         identity = monoid.identity(state)
-        segments = []
+        parts = []
         for start, stop in zip(starts.T, stops.T, strict=True):
             per_image = (-1, *(1,) * (rank - 1))
             inside = (line >= start.reshape(per_image)) & (line < stop.reshape(per_image))
-            segments.append(jax.tree.map(lambda x, none, i=inside: jnp.where(i, x, none), state, identity))
+            parts.append(jax.tree.map(lambda x, none, i=inside: jnp.where(i, x, none), state, identity))
 
         def combine(a, b):
             return [monoid.combine(*pair) for pair in zip(a, b, strict=True)]
 
-        read = lax.reduce(segments, [identity] * len(segments), combine, (axis,))
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *read)
+        parts = lax.reduce(parts, [identity] * len(parts), combine, (axis,))
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *parts)
 
     return read
 
@@ -214,11 +248,10 @@ def masked(monoid: Monoid) -> Callable:
 def masked_winners(winner: Winner) -> Callable:
     """The same over pairs (value, row-major index)."""
 
-    def read(state, axis, starts, stops, plan):
-        if axis == 1:
-            cells = jnp.arange(math.prod(state.shape[1:-1]), dtype=jnp.int32)
-            state = state, jnp.broadcast_to(cells.reshape(*state.shape[1:-1], 1), state.shape)
-        return masked(winner)(state, axis, starts, stops, plan)
+    def read(state, segments):
+        spatial = state.shape[1:-1]
+        index = jnp.arange(math.prod(spatial), dtype=jnp.int32).reshape(*spatial, 1)
+        return masked(winner)((state, jnp.broadcast_to(index, state.shape)), segments)
 
     return read
 
@@ -230,87 +263,112 @@ def gathered(monoid: Monoid) -> Callable:
     there is no mask. The loop's trip count is data, which keeps XLA from fusing across it. Its first
     step is taken outside, which saves the state one trip through memory.
     """
+    return _gathered(monoid, outside=1)
 
-    def read(state, axis, starts, stops, plan):
-        identity = monoid.identity(state)
-        flat = jax.tree.map(lambda leaf: _flattened(leaf, axis), state)
-        shape = jax.tree.leaves(state)[0].shape
-        rows = _Rows.of(shape, axis, starts[:, : plan.segments], stops[:, : plan.segments])
 
-        def gather(rows: _Rows, offset) -> PyTree:
-            cells = jax.tree.map(lambda leaf: rows.gather(leaf, offset), flat)
-            if monoid.idempotent and not plan.empties:
-                return cells
-            inside = rows.inside(offset)
-            return jax.tree.map(lambda x, none: jnp.where(inside, x, none), cells, identity)
+def _gathered(monoid: Monoid, *, outside: int) -> Callable:
+    """``outside``, 0 or 1: steps taken before the loop, which XLA may fuse with what makes the state."""
 
-        def step(number, best):
-            for row in range(rows_a_step):
-                cells = gather(rows, number * rows_a_step + row)
-                best = cells if best is None else monoid.combine(best, cells)
+    @_axis_by_axis
+    def form(monoid):
+        def read(state, axis, segments):
+            plan, starts, stops = segments
+            identity = monoid.identity(state)
+            flat = jax.tree.map(lambda leaf: _flattened(leaf, axis), state)
+            shape = jax.tree.leaves(state)[0].shape
+            rows = _Rows.of(shape, axis, starts[:, : plan.segments], stops[:, : plan.segments])
+            rows_a_step = _evenly(plan, shape[axis])
+            steps = _steps(plan, starts, stops, rows_a_step)
+
+            def gather(rows: _Rows, offset) -> PyTree:
+                cells = jax.tree.map(lambda leaf: rows.gather(leaf, offset), flat)
+                if monoid.idempotent and not plan.empties:
+                    return cells
+                inside = rows.inside(offset)
+                return jax.tree.map(lambda x, none: jnp.where(inside, x, none), cells, identity)
+
+            def step(number, best):
+                cells = [gather(rows, number * rows_a_step + row) for row in range(rows_a_step)]
+                return functools.reduce(monoid.combine, cells if best is None else [best, *cells])
+
+            # Made from the state, lest under shard_map it varies over fewer devices.
+            first = step(0, None) if outside else _filled_like(gather(rows, 0), identity)
+            best = lax.fori_loop(outside, steps, step, first)
+            best = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), best)
+            if plan.seams:
+                seams = _Rows.of(shape, axis, starts[:, plan.segments :], stops[:, plan.segments :])
+                cells = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), gather(seams, 0))
+                best = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis), best, cells)
             return best
 
-        rows_a_step, steps = _steps(rows, plan, shape[axis])
-        best = lax.fori_loop(1, steps, step, step(0, None))
-        best = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), best)
-        if plan.seams:
-            seams = _Rows.of(shape, axis, starts[:, plan.segments :], stops[:, plan.segments :])
-            cells = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), gather(seams, 0))
-            best = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis), best, cells)
-        return best
+        return read
 
-    return read
+    return form(monoid)
 
 
 def gathered_winners(winner: Winner) -> Callable:
-    """Two such loops: the best value of each segment, then the first index that holds it.
+    """The values so, then a loop over the cells of all segments for the first that holds its value.
 
-    Both read one buffer, since what a loop is given is not computed anew inside it; so comparing values
-    is right here. No step is taken outside, where XLA could fuse it with what computes the features.
+    Comparing values is right here, because both loops are handed one array: what a loop is given is not
+    computed anew for it. Hence no step outside, and hence the array is flat in one way for both: a second
+    reshape would do for XLA to compute the features a second time, and to round them differently.
     """
-    combine = winner.values.combine
+    values_of = _gathered(winner.values, outside=0)
 
-    def read(state, axis, starts, stops, plan):
-        values, index = (state, None) if axis == 1 else state
-        identity, no_winner = winner.identity((values, index))
-        shape = values.shape
-        flat = _flattened(values, axis)
-        rows = _Rows.of(shape, axis, starts, stops)
-        rows_a_step, steps = _steps(rows, plan, shape[axis])
-        some = rows.gather(flat, 0)  # what the loops start with varies over devices as the features do
-        mine = some == some
+    def read(state, segments):
+        values = values_of(state, segments)
+        batch, *spatial, channels = state.shape
+        grid = values.shape[1:-1]
+        flat, best = _flattened(state, 1), values.reshape(-1, channels)
 
-        def offsets(number):
-            return [number * rows_a_step + row for row in range(rows_a_step)]
+        def over_grid(edge: jax.Array, axis: int) -> jax.Array:
+            along = (-1, *(edge.shape[1] if other == axis else 1 for other in range(len(grid))))
+            return jnp.broadcast_to(edge.reshape(along), (batch, *grid)).reshape(-1)
 
-        def improve(number, best):
-            for offset in offsets(number):
-                best = combine(best, rows.gather(flat, offset))
-            return best
-
-        best = lax.fori_loop(0, steps, improve, jnp.where(mine, identity, identity))
-        cells_in_row = math.prod(shape[2:-1])
-        beside = jnp.repeat(jnp.arange(cells_in_row, dtype=jnp.int32), shape[-1])
-        flat_index = None if index is None else _flattened(index, axis)
-
-        def index_at(offset):
-            if flat_index is None:
-                return rows.place(offset)[:, None] * cells_in_row + beside
-            return rows.gather(flat_index, offset)
+        image = over_grid(jnp.arange(batch, dtype=jnp.int32)[:, None], -1)
+        starts = [over_grid(of_axis.starts, axis) for axis, of_axis in enumerate(segments)]
+        stops = [over_grid(of_axis.stops, axis) for axis, of_axis in enumerate(segments)]
+        # One row-major loop over the steps of all axes: several cells a step on the last, one on the others.
+        cells_a_step = [1] * (len(grid) - 1) + [_evenly(segments[-1].plan, spatial[-1])]
+        steps = [_steps(*of_axis, cells) for of_axis, cells in zip(segments, cells_a_step, strict=True)]  # pyright: ignore[reportCallIssue]
+        total = functools.reduce(lax.mul, steps)
 
         def find(number, first):
-            for offset in offsets(number):
-                hit = _is(rows.gather(flat, offset), best)
-                first = jnp.minimum(first, jnp.where(hit, index_at(offset), no_winner))
+            left, offsets = total - 1 - number, []  # backwards: the first is found last
+            for count, cells in zip(reversed(steps), reversed(cells_a_step), strict=True):
+                offsets.insert(0, left % count * cells)
+                left = left // count
+            for place in reversed(range(cells_a_step[-1])):
+                *before, last = offsets
+                at = [
+                    jnp.maximum(jnp.minimum(start + offset, stop - 1), 0)
+                    for start, stop, offset in zip(starts, stops, [*before, last + place], strict=True)
+                ]
+                # In the flat array, a row per cell of the first axis: in it, and before it.
+                row, beside = image * spatial[0] + at[0], jnp.zeros_like(image)
+                for axis in range(1, len(grid)):
+                    beside = beside * spatial[axis] + at[axis]
+                index = at[0] * math.prod(spatial[1:]) + beside
+                cell = _cells_at(flat, row, beside * channels, channels)
+                first = jnp.where(_is(cell, best), index[:, None], first)
             return first
 
-        first = lax.fori_loop(0, steps, find, jnp.where(mine, no_winner, no_winner))
-        if plan.empties:
-            best = jnp.where(rows.inside(0), best, identity)
-            first = jnp.where(rows.inside(0), first, no_winner)
-        return _unflattened(best, shape, axis), _unflattened(first, shape, axis)
+        none = _filled_like(best, jnp.int32(NO_WINNER))
+        index = lax.fori_loop(0, total, find, none)
+        if any(of_axis.plan.empties for of_axis in segments):
+            full = [start < stop for start, stop in zip(starts, stops, strict=True)]
+            index = jnp.where(functools.reduce(lax.bitwise_and, full)[:, None], index, none)
+        return values, index.reshape(values.shape)
 
     return read
+
+
+def _cells_at(flat: jax.Array, row: jax.Array, column: jax.Array, channels: int) -> jax.Array:
+    """``flat[row, column : column + channels]`` for each of many: ``[many, channels]``."""
+    numbers = lax.GatherDimensionNumbers((1,), (0,), (0, 1))
+    place = jnp.stack([row, column], axis=-1)
+    mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    return lax.gather(flat, place, numbers, (1, channels), mode=mode)
 
 
 class _Rows(NamedTuple):
@@ -328,29 +386,33 @@ class _Rows(NamedTuple):
         edges = (edge.reshape(per_image) + base for edge in (jnp.zeros_like(starts), starts, stops))
         return cls(*(edge.reshape(-1) for edge in edges))
 
-    def _row(self, offset) -> jax.Array:
-        # A segment without cells, at the very start of an axis, would ask for the row before it.
-        return jnp.maximum(jnp.minimum(self.start + offset, self.stop - 1), self.base)
-
     def gather(self, flat: jax.Array, offset) -> jax.Array:
         """Row ``offset`` of each segment, or its last."""
-        return flat.at[self._row(offset)].get(mode="promise_in_bounds")
-
-    def place(self, offset) -> jax.Array:
-        """Where that row lies on its axis."""
-        return self._row(offset) - self.base
+        # A segment without cells, at the very start of an axis, would ask for the row before it.
+        row = jnp.maximum(jnp.minimum(self.start + offset, self.stop - 1), self.base)
+        return flat.at[row].get(mode="promise_in_bounds")
 
     def inside(self, offset) -> jax.Array:
         """Whether each segment has a row ``offset``: ``[rows, 1]``."""
         return (self.start + offset < self.stop)[:, None]
 
 
-def _steps(rows: _Rows, plan: AxisPlan, extent: int) -> tuple[int, jax.Array]:
-    """Rows a step, static, so that the longest segment divides evenly; and the steps, at least 1."""
+def _evenly(plan: AxisPlan, extent: int) -> int:
+    """How many rows a step takes, so that the longest segment of a map without padding divides evenly."""
     starts, stops = plan.edges(np.array(extent, np.int32))
     longest = max(1, int((stops - starts)[: plan.segments].max()))
-    rows_a_step = -(-longest // -(-longest // _ROWS_A_STEP))
-    return rows_a_step, jnp.maximum(-(-jnp.max(rows.stop - rows.start) // rows_a_step), 1)
+    return -(-longest // -(-longest // _ROWS_A_STEP))
+
+
+def _steps(plan: AxisPlan, starts: jax.Array, stops: jax.Array, rows_a_step: int) -> jax.Array:
+    """How many steps the longest segment takes, at least 1."""
+    longest = jnp.max(stops[:, : plan.segments] - starts[:, : plan.segments])
+    return jnp.maximum((longest + rows_a_step - 1) // rows_a_step, 1)
+
+
+def _filled_like(state: PyTree, value: PyTree) -> PyTree:
+    """A state of one value in every place; XLA drops what it was made from."""
+    return jax.tree.map(lambda leaf, value: jnp.where(leaf == leaf, value, value), state, value)
 
 
 def _flattened(leaf: jax.Array, axis: int) -> jax.Array:
