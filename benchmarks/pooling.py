@@ -41,7 +41,6 @@ SHAPES = (
     "8x32x48x256",
     "4x64x96x512",
     "1x128x192x512",
-    "4x128x192x512",
 )
 Contenders = dict[str, Callable[[], Any]]
 

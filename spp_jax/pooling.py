@@ -442,7 +442,7 @@ def _folding_vmap(pool: Callable) -> Callable:
             return leaf.reshape(size * leaf.shape[1], *leaf.shape[2:])
 
         pooled = pool(*jax.tree.map(fold, args, tuple(batched)))
-        unfolded = jax.tree.map(lambda leaf: leaf.reshape(size, -1, *leaf.shape[1:]), pooled)
+        unfolded = jax.tree.map(lambda leaf: leaf.reshape(size, len(leaf) // size, *leaf.shape[1:]), pooled)
         return unfolded, jax.tree.map(lambda _: True, unfolded)
 
     return pool
