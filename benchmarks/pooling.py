@@ -54,7 +54,7 @@ class Options:
     shapes: tuple[str, ...] = SHAPES
     """Maps to time, batch x height x width x channels."""
     reduce: str = "max"
-    """The reduction that is timed: a name from spp_jax.reductions.REDUCTIONS."""
+    """The reduction that is timed: a name from spp_jax.reductions.REDUCTIONS. The rivals run for max."""
     windows: int = 256
     """Windows of one 64x96x512 map."""
     out: Path | None = None
@@ -192,11 +192,13 @@ def time_shape(shape: tuple[int, ...], options: Options) -> dict[str, dict[str, 
             return jax.vmap(op)(*halves)
 
         forward["op under vmap"] = ready(twice, x, sizes)
-    if installed("torch"):
+    if options.reduce != "max":  # the rivals are of the max
+        del forward["naive masks"], backward["naive masks"]
+    if options.reduce == "max" and installed("torch"):
         torch_forward, torch_backward = torch_contenders(host, weights)
         forward |= torch_forward
         backward |= torch_backward
-    if installed("keras"):
+    if options.reduce == "max" and installed("keras"):
         forward["Keras on JAX"] = ready(keras_pool, x)
         backward["Keras on JAX"] = ready(with_gradient(keras_pool, jnp.asarray(weights)), x)
     found = {"forward": medians(forward, options.rounds)}
@@ -222,7 +224,7 @@ def time_windows(options: Options) -> dict[str, float]:
         "pool_windows": lambda: jax.block_until_ready(every(x, boxes)),
         "one jit call per window": lambda: jax.block_until_ready([every(x, box) for box in single]),
     }
-    if installed("torch"):
+    if options.reduce == "max" and installed("torch"):
         import torch
 
         device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"

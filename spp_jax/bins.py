@@ -38,6 +38,9 @@ Level: TypeAlias = "int | Sequence[int]"
 """Bins along every spatial axis, or one count per spatial axis."""
 
 
+_MOST_CELLS = np.iinfo(np.int32).max
+
+
 class _Rule(NamedTuple):
     """Bin ``i`` of ``n`` over ``L`` cells; ``i``, ``n`` and ``L`` are integer arrays.
 
@@ -145,9 +148,9 @@ def bin_edges(length, bins, *, rule="adaptive"):
         ``(starts, stops)``, int32, each of shape ``[*length.shape, bins]``.
 
     Raises:
-        ValueError: ``bins`` is no int >= 1, ``rule`` is unknown, or a ``length`` known now is negative
-            or one for which the rule is not defined. Under ``jit``, where that cannot be checked,
-            ``"sliding"`` gives the first ``bins`` windows, cut off at the length.
+        ValueError: ``bins`` is no int >= 1, ``rule`` is unknown, or a ``length`` known now is negative,
+            beyond int32, or one for which the rule is not defined. Under ``jit``, where that cannot be
+            checked, ``"sliding"`` gives the first ``bins`` windows, cut off at the length.
         TypeError: ``length`` is not of an integer type.
 
     Source: SPP-net, appendix A; the rule of ``torch.nn.AdaptiveMaxPool2d``.
@@ -159,8 +162,10 @@ def bin_edges(length, bins, *, rule="adaptive"):
         raise TypeError(f"bin_edges: length must be integers (cells), got dtype {length.dtype}")
     if not isinstance(length, Tracer) and length.size:
         known = np.asarray(length)
-        if known.min() < 0:
-            raise ValueError(f"bin_edges: length must be >= 0 cells, got {known.min()}")
+        if known.min() < 0 or known.max() > _MOST_CELLS:
+            wrong = known[(known < 0) | (known > _MOST_CELLS)].flat[0]
+            raise ValueError(f"bin_edges: length must be >= 0 cells and fit in int32, got {wrong}")
+        known = known.astype(np.int32)
         undefined = ~known_rule.defined(bins, known)
         if undefined.any():
             raise ValueError(

@@ -193,7 +193,7 @@ class SpatialPyramidPool(nnx.Module):
         self.rule = rule
         self.num_bins = num_bins(self.levels, spatial_rank)
         learnt, self.reduction = jax.tree.flatten(reduction_named(reduce))
-        self.learnt = nnx.List(nnx.Param(jnp.asarray(array)) for array in learnt)
+        self.learnt = nnx.List(nnx.Param(jnp.asarray(array) * 1.0) for array in learnt)  # never integers
 
     def __call__(self, x: Padded) -> jax.Array:
         """``[batch, *spatial, channels]`` -> ``[batch, num_bins, channels]``."""

@@ -77,7 +77,7 @@ def spatial_pyramid_pool(
         ValueError: shapes do not fit, a size known now is outside the array or 0 along some axes only,
             ``levels`` is malformed (:func:`spp_jax.bins.normalize_levels`), ``reduce`` or ``rule`` is
             unknown, or the rule is not defined for a size known now.
-        TypeError: a dtype that the reduction does not take.
+        TypeError: a dtype that the reduction does not take, or a reduction that gives another shape.
 
     Source: SPP-net, section 2.2 and appendix A.
     """
@@ -126,7 +126,7 @@ def pool_windows(
     return _pool(features, starts, window_lengths, reduction_named(reduce), levels=pyramid, rule=rule)
 
 
-def boxes_to_windows(boxes, strides: Sequence[int], offsets: Sequence[float]):
+def boxes_to_windows(boxes, strides: Sequence[int], offsets: Sequence[float], sizes=None):
     """The window of cells that a box in the picture covers.
 
     Those cells whose receptive field's centre lies inside the box: with ``x`` the box's edges and ``S``
@@ -140,19 +140,23 @@ def boxes_to_windows(boxes, strides: Sequence[int], offsets: Sequence[float]):
             where pictures were scaled. NumPy in, NumPy out; JAX in, JAX out.
         strides: per spatial axis, pixels from one centre to the next, as ``Geometry.strides`` has them.
         offsets: per spatial axis, the pixel of the first centre: ``Geometry.offsets``. Multiples of 1/2.
+        sizes: integers that broadcast against ``[..., spatial_rank]``: the map's true cells. Windows are
+            clipped to them, and the nearest cell is one of theirs. None: windows may reach beyond the
+            map, even where a box at the picture's edge does not reach beyond the picture.
 
     Returns:
-        int32 ``[..., 2, spatial_rank]`` windows, in cells. They may reach beyond the map where the box
-        reaches beyond the picture: clip them to the map's true size.
+        int32 ``[..., 2, spatial_rank]`` windows, in cells.
 
     Raises:
         ValueError: the boxes' shape is another.
     """
-    xp = jnp if isinstance(boxes, jax.Array) else np
+    xp = jnp if isinstance(boxes, jax.Array) or isinstance(sizes, jax.Array) else np
     boxes = xp.asarray(boxes)
     rank = len(strides)
     if boxes.ndim < 2 or boxes.shape[-2:] != (2, rank):
         raise ValueError(f"boxes must have shape [..., 2, {rank}] (starts and stops), got {boxes.shape}")
+    integers = xp.issubdtype(boxes.dtype, xp.integer)
+    boxes = boxes.astype(np.int32 if integers else xp.promote_types(boxes.dtype, np.float32))
     # In half pixels everything is an integer.
     step = 2 * np.asarray(strides, np.int32)
     first = np.asarray([round(2 * offset) for offset in offsets], np.int32)
@@ -160,6 +164,10 @@ def boxes_to_windows(boxes, strides: Sequence[int], offsets: Sequence[float]):
     starts = edges[..., 0, :] // step + 1
     stops = -(-edges[..., 1, :] // step)
     nearest = ((edges[..., 0, :] + edges[..., 1, :]) // 2 + step // 2) // step
+    if sizes is not None:
+        sizes = xp.asarray(sizes)
+        starts, stops = xp.clip(starts, 0, sizes), xp.clip(stops, 0, sizes)
+        nearest = xp.clip(nearest, 0, sizes - 1)
     empty = starts >= stops
     starts, stops = xp.where(empty, nearest, starts), xp.where(empty, nearest + 1, stops)
     return xp.stack([starts, stops], axis=-2).astype(np.int32)
@@ -196,13 +204,12 @@ def _checked_sizes(sizes, features: jax.Array, levels: _Levels, rule: str) -> ja
 
 
 def _checked_windows(windows, features: jax.Array, sizes: jax.Array, levels: _Levels, rule: str):
-    if not isinstance(windows, jax.Array):
-        windows = np.asarray(windows)
+    windows = _as_array(windows)
     count = windows.shape[1] if windows.ndim > 1 else 0
     expected = (features.shape[0], count, 2, features.ndim - 2)
     windows = _integers(windows, expected, "windows", "(batch, windows, 2, spatial axes)", features)
     if not isinstance(windows, Tracer):
-        known = np.asarray(windows)
+        known = np.asarray(windows).astype(np.int64)  # unsigned ones wrap
         lengths = known[:, :, 1] - known[:, :, 0]
         _refuse(lengths < 0, "windows", known, "reversed: it stops before it starts")
         _refuse((lengths == 0) & (lengths != 0).any(-1, keepdims=True), "windows", known, _HALF_EMPTY)
@@ -219,8 +226,7 @@ _HALF_EMPTY = "empty along some axes only; a filler is empty along all"
 
 
 def _integers(values, expected: tuple[int, ...], name: str, axes: str, features: jax.Array):
-    if not isinstance(values, jax.Array):
-        values = np.asarray(values)
+    values = _as_array(values)
     if values.shape != expected:
         raise ValueError(
             f"{name} must have shape {expected} {axes} for features of shape {features.shape}, got "
@@ -229,6 +235,12 @@ def _integers(values, expected: tuple[int, ...], name: str, axes: str, features:
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers (cells), got dtype {values.dtype}")
     return values
+
+
+def _as_array(values) -> Any:
+    """JAX's, if it is one or holds tracers, else NumPy's."""
+    traced = any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values))
+    return jnp.asarray(values) if traced else np.asarray(values)
 
 
 def _refuse(wrong: np.ndarray, name: str, known: np.ndarray, why: str) -> None:
@@ -247,6 +259,14 @@ def _check_rule(lengths: np.ndarray, levels: _Levels, rule: str) -> None:
             bin_edges(lengths[..., axis], bins, rule=rule)
 
 
+def _check_shape(pooled: jax.Array, expected: tuple[int, ...]) -> None:
+    if pooled.shape != expected:
+        raise TypeError(
+            f"the reduction gave an array of shape {pooled.shape}, not {expected}: a function of "
+            "(cells, mask) has to give [channels], and finish what its states are shaped like"
+        )
+
+
 # --- the path ---------------------------------------------------------------------------------------
 
 
@@ -262,8 +282,8 @@ def _pool(
 ) -> _Pooled:
     batch, windows, rank = starts.shape
     dtype, channels = features.dtype, features.shape[-1]
-    if not windows:
-        return jnp.zeros((batch, 0, num_bins(levels, rank), channels), dtype)
+    if not windows or 0 in features.shape:
+        return jnp.zeros((batch, windows, num_bins(levels, rank), channels), dtype)
     if not (isinstance(reduction, Monoid) and reduction.selects):
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"only max and min take features of dtype {dtype}; the others, floating ones")
@@ -300,6 +320,7 @@ def _pool_monoid(
     # Ones where a bin is empty: finish never sees what it could make NaN of, in a gradient either.
     state = jax.tree.map(lambda leaf: jnp.where(empty, jnp.ones((), leaf.dtype), leaf), state)
     pooled = monoid.finish(state, jnp.maximum(count, 1))
+    _check_shape(pooled, (*count.shape[:-1], features.shape[-1]))
     return jnp.where(empty, jnp.zeros((), pooled.dtype), pooled)
 
 
@@ -347,6 +368,7 @@ def _pool_cells_of_level(
     empty = ~mask.any(2)
     cells = jnp.where(mask, cells, jnp.zeros((), cells.dtype))
     pooled = jax.vmap(jax.vmap(function))(cells, mask | empty[:, :, None])
+    _check_shape(pooled, (batch, bins, channels))
     return jnp.where(empty, jnp.zeros((), pooled.dtype), pooled)
 
 
@@ -424,19 +446,34 @@ def _differentiable(monoid: Monoid, levels: _Levels, axes: tuple[AxisPlan, ...])
         value, index = winners(*primals)
         return value, _take(tangents[0], index)
 
-    def of_one_array(state: jax.Array, starts: jax.Array, lengths: jax.Array) -> jax.Array:
-        inexact = jnp.issubdtype(state.dtype, jnp.inexact)
-        return (with_derivative if inexact else values)(state, starts, lengths)
+    def by_leaf(state: PyTree, starts: jax.Array, lengths: jax.Array) -> PyTree:
+        def pool(leaf):
+            inexact = jnp.issubdtype(leaf.dtype, jnp.inexact)
+            return (with_derivative if inexact else values)(leaf, starts, lengths)
 
-    return of_one_array
+        return jax.tree.map(pool, state)
+
+    return by_leaf
 
 
 def _folding_vmap(pool: Callable) -> Callable:
-    """Under ``vmap`` the further axis joins the batch: a loop of its own would run far slower."""
+    """Under ``vmap`` the further axis joins the batch, since a loop of its own would run far slower.
+
+    Boxes over one and the same state are looped over instead: the state would be copied for each.
+    """
     pool = custom_vmap(pool)
 
     @pool.def_vmap
     def _(size, batched, *args):
+        if not any(jax.tree.leaves(batched[0])):
+            state, *boxes = args
+            boxes = [
+                box if is_batched else jnp.broadcast_to(box, (size, *box.shape))
+                for box, is_batched in zip(boxes, batched[1:], strict=True)
+            ]
+            pooled = lax.map(lambda box: pool(state, *box), boxes)
+            return pooled, jax.tree.map(lambda _: True, pooled)
+
         def fold(leaf, is_batched):
             leaf = leaf if is_batched else jnp.broadcast_to(leaf, (size, *leaf.shape))
             return leaf.reshape(size * leaf.shape[1], *leaf.shape[2:])
@@ -456,6 +493,9 @@ def _take(tangent: Shaped[Array, "batch *spatial channels"], index: _Pooled) -> 
     """
     batch, windows, bins, channels = index.shape
     index = index.reshape(batch, windows * bins, channels)
+    dtype = tangent.dtype
+    if windows > 1:  # whose gradients are summed, many perhaps
+        tangent = tangent.astype(jnp.promote_types(dtype, jnp.float32))
 
     def by_gather(tangent, index):
         # One index into a flat image rather than two: such a scatter takes about half the time on a CPU.
@@ -472,4 +512,4 @@ def _take(tangent: Shaped[Array, "batch *spatial channels"], index: _Pooled) -> 
 
     on_tpu = by_comparison if windows * bins <= _DENSE_BINS else by_gather
     taken = lax.platform_dependent(tangent, index, tpu=on_tpu, default=by_gather)
-    return taken.reshape(batch, windows, bins, channels)
+    return taken.reshape(batch, windows, bins, channels).astype(dtype)

@@ -104,8 +104,10 @@ def read_pyramid(
             for level in levels:
                 part = state
                 for axis, (bins, plan) in enumerate(zip(level, axes, strict=True)):
-                    part = _joined(part, axis + 1, plan.members(bins), monoid.combine)
-                pooled.append(jax.tree.map(lambda leaf: leaf.reshape(len(leaf), -1, leaf.shape[-1]), part))
+                    part = _joined(part, axis + 1, plan.members(bins), monoid.merge)
+                pooled.append(
+                    jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1, leaf.shape[-1]), part)
+                )
             return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *pooled)
 
         return pool
@@ -183,7 +185,7 @@ def plain(monoid: Monoid) -> Callable:
         masked = jax.tree.map(lambda leaf, none: jnp.where(inside, expanded(leaf), none), state, identity)
         if monoid.combine is lax.add:
             return jax.tree.map(lambda leaf: leaf.sum(axis + 1), masked)
-        return lax.reduce(masked, identity, monoid.combine, (axis + 1,))
+        return lax.reduce(masked, identity, monoid.merge, (axis + 1,))
 
     return read
 
@@ -206,8 +208,8 @@ def scattered(monoid: Monoid) -> Callable:
             segment = (line >= long_stops).sum(1)
             real = (line >= starts[:, :1]) & (line < stops[:, plan.segments - 1, None])
             rows = jnp.moveaxis(leaf, axis, 1)
-            image = jnp.arange(len(rows))[:, None]
-            added = jnp.zeros((len(rows), plan.segments, *rows.shape[2:]), rows.dtype)
+            image = jnp.arange(rows.shape[0])[:, None]
+            added = jnp.zeros((rows.shape[0], plan.segments, *rows.shape[2:]), rows.dtype)
             added = added.at[image, jnp.where(real, segment, plan.segments)].add(rows, mode="drop")
             seam = starts[:, plan.segments :]
             there = (seam < stops[:, plan.segments :]).reshape(*seam.shape, *(1,) * (rows.ndim - 2))
@@ -237,7 +239,7 @@ def masked(monoid: Monoid) -> Callable:
             parts.append(jax.tree.map(lambda x, none, i=inside: jnp.where(i, x, none), state, identity))
 
         def combine(a, b):
-            return [monoid.combine(*pair) for pair in zip(a, b, strict=True)]
+            return [monoid.merge(*pair) for pair in zip(a, b, strict=True)]
 
         parts = lax.reduce(parts, [identity] * len(parts), combine, (axis,))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *parts)
@@ -289,7 +291,7 @@ def _gathered(monoid: Monoid, *, outside: int) -> Callable:
 
             def step(number, best):
                 cells = [gather(rows, number * rows_a_step + row) for row in range(rows_a_step)]
-                return functools.reduce(monoid.combine, cells if best is None else [best, *cells])
+                return functools.reduce(monoid.merge, cells if best is None else [best, *cells])
 
             # Made from the state, lest under shard_map it varies over fewer devices.
             first = step(0, None) if outside else _filled_like(gather(rows, 0), identity)

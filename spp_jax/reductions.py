@@ -39,7 +39,7 @@ and cast to float32 where they have less.
 """
 
 
-@dataclass_transform(frozen_default=True)
+@dataclass_transform(frozen_default=True, eq_default=False)
 def reduction(cls: type) -> type:
     """Decorate a reduction: makes it a frozen dataclass and a pytree.
 
@@ -48,7 +48,7 @@ def reduction(cls: type) -> type:
     classes with as many fields compare equal, in jax 0.10 and 0.11, so that ``jit`` may take the one for
     the other.)
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     fields = dataclasses.fields(cls)
     arrays = [field.name for field in fields if not field.metadata.get("static")]
     static = [field.name for field in fields if field.metadata.get("static")]
@@ -72,12 +72,15 @@ class Monoid:
     ``finish(combine(lift(a), combine(lift(b), ...)), count)``. Subclass it, decorated with
     :func:`reduction`; the methods not overridden give the sum of the cells.
 
-    ``combine`` is associative and commutative, elementwise, on states. With `jax.lax.max` or
-    `jax.lax.min` on a state of one array, the gradient goes to the winner whose index was kept, the
-    first in row-major order; with `jax.lax.add` it goes to every cell; with any other function it is
-    derived by JAX from a plain form of the pyramid, which is slower. ``combine`` and ``identity`` do
-    not use the reduction's arrays. Under anything but max and min, cells are floating, and cast to
-    float32 where they have less.
+    ``combine`` is associative and commutative, and elementwise. `jax.lax.add` (the default), `jax.lax.max`
+    and `jax.lax.min`, as a ``staticmethod``, work on each array of a state: with add the gradient goes to
+    every cell, with max and min to the winner whose index was kept, the first in row-major order. Any
+    other function takes two whole states; its derivative is taken by JAX from a plain form of the
+    pyramid, which is slower. ``combine`` and ``identity`` do not use the reduction's arrays. Under
+    anything but max and min, cells are floating, and cast to float32 where they have less.
+
+    ``lift``, ``finish`` and a ``combine`` of your own are differentiated as they are written: where one has
+    a derivative of NaN, so has every cell of that bin, also if the bin's own cotangent is 0.
     """
 
     combine: Callable[[State, State], State] = staticmethod(lax.add)
@@ -89,6 +92,11 @@ class Monoid:
     def identity(self, state: State) -> State:
         """Of ``combine``: a pytree like ``state``, of scalars."""
         return jax.tree.map(lambda leaf: _identity(self.combine, leaf.dtype), state)
+
+    def merge(self, a: State, b: State) -> State:
+        """Two states to one by ``combine``."""
+        by_leaf = self.selects or self.combine is lax.add
+        return jax.tree.map(self.combine, a, b) if by_leaf else self.combine(a, b)
 
     def finish(self, state: State, count: jax.Array) -> jax.Array:
         """States ``[..., channels]`` of bins of ``count`` cells, int32 ``[..., 1]`` >= 1, to features."""
@@ -134,7 +142,8 @@ class GeneralizedMean(Monoid):
     """``mean(max(x, 1e-6) ** power) ** (1 / power)``: the mean at power 1, the maximum at infinity.
 
     Radenovic, Tolias, Chum 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation"
-    (arXiv:1711.02512), section 3.2, with its learnable power; for features that are not negative.
+    (arXiv:1711.02512), section 3.2, with its learnable power; for features that are not negative. A NaN
+    makes the gradient of every cell of its bins NaN.
 
     Attributes:
         power: floating scalar or ``[channels]``, learnable, not 0.
@@ -144,7 +153,7 @@ class GeneralizedMean(Monoid):
 
     def lift(self, cells):
         """The cells to the power."""
-        return jnp.maximum(cells, 1e-6) ** self.power
+        return jnp.maximum(cells, 1e-6) ** jnp.asarray(self.power)
 
     def finish(self, state, count):
         """The mean, to one over the power."""
@@ -160,6 +169,10 @@ class TopKMean:
     """
 
     k: int = dataclasses.field(default=4, metadata={"static": True})
+
+    def __post_init__(self):
+        if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
+            raise ValueError(f"TopKMean: k must be an int >= 1, got {self.k!r}")
 
     def __call__(self, cells: jax.Array, mask: jax.Array) -> jax.Array:
         """Cells ``[cells, channels]``, mask ``[cells, 1]`` -> ``[channels]``."""
@@ -188,9 +201,9 @@ def reduction_named(reduce: Reduction) -> Monoid | CellFunction:
         if reduce not in REDUCTIONS:
             raise ValueError(f"reduce={reduce!r} is unknown; known are {', '.join(map(repr, REDUCTIONS))}")
         return REDUCTIONS[reduce]
-    if not isinstance(reduce, Monoid) and not callable(reduce):
+    if isinstance(reduce, type) or not (isinstance(reduce, Monoid) or callable(reduce)):
         raise TypeError(
-            f"reduce must be a name, a Monoid or a function of (cells, mask), got {type(reduce).__name__}"
+            f"reduce must be a name, a Monoid (an instance) or a function of (cells, mask), got {reduce!r}"
         )
     # A bare function is no pytree: it is wrapped in one that has no arrays.
     is_leaf = jax.tree.structure(reduce) == jax.tree.structure(0)
@@ -205,7 +218,10 @@ def _identity(combine: Callable, dtype: Any):
     if combine is lax.add:
         return jnp.zeros((), dtype)
     if combine not in (lax.max, lax.min):
-        raise NotImplementedError("a Monoid with its own combine has to give its identity")
+        raise NotImplementedError(
+            "a Monoid with a combine of its own has to give its identity; sums, maxima and minima are "
+            "staticmethod(lax.add), staticmethod(lax.max) and staticmethod(lax.min)"
+        )
     if dtype == jnp.bool_:
         return jnp.asarray(combine is lax.min)
     sign = -1 if combine is lax.max else 1

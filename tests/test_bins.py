@@ -61,9 +61,11 @@ class TestBinEdges:
         with pytest.raises(ValueError, match="bins must be an int >= 1"):
             bin_edges(5, bins)
 
-    def test_refuse_negative_and_fractional_lengths(self):
-        with pytest.raises(ValueError, match="must be >= 0 cells, got -2"):
+    def test_refuse_negative_huge_and_fractional_lengths(self):
+        with pytest.raises(ValueError, match="must be >= 0 cells and fit in int32, got -2"):
             bin_edges(np.array([3, -2]), 2)
+        with pytest.raises(ValueError, match="fit in int32, got 2147483648"):
+            bin_edges(np.array([3, 2**31]), 2)
         with pytest.raises(TypeError, match="must be integers"):
             bin_edges(2.5, 2)  # pyright: ignore[reportArgumentType, reportCallIssue]
 

@@ -134,22 +134,6 @@ class TestAgainstTheNumpyLoop:
         outside = jax.jit(jax.grad(loss_of_all))
         np.testing.assert_allclose(outside(features), expected, rtol=1e-5, atol=1e-6)
 
-    def test_shards_over_the_batch(self, reduce):
-        mesh = jax.sharding.Mesh(jax.devices()[:1], ("data",))
-        split = jax.sharding.PartitionSpec("data")
-        rng = np.random.default_rng(0)
-        features = jnp.asarray(rng.normal(size=(4, 9, 7, 3)), jnp.float32)
-        sizes = jnp.asarray(rng.integers(1, 8, (4, 2)), jnp.int32)
-
-        def loss(x, s):
-            pooled = spatial_pyramid_pool(x, s, reduce=reduce)
-            return (pooled**2).sum(), pooled
-
-        gradient = jax.grad(loss, has_aux=True)
-        sharded = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=(split, split), out_specs=split))
-        for found, expected in zip(sharded(features, sizes), jax.jit(gradient)(features, sizes), strict=True):
-            np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
-
     @pytest.mark.parametrize("shape", [(2, 12, 5, 4), (2, 30, 4), (1, 5, 4, 6, 2)])
     def test_every_form_of_reading_agrees_with_the_plain_one(self, reduce, shape, x64):
         """What a TPU or GPU would run, run here."""

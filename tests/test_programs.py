@@ -3,6 +3,8 @@
 import functools
 import importlib.util
 import os
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -59,6 +61,54 @@ def test_one_exported_program_serves_cpu_tpu_and_cuda(reduce):
     assert exported.platforms == ("cpu", "tpu", "cuda")
     for found, expected in zip(exported.call(features, sizes), both(features, sizes), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reduce", ["max", "mean", "top_k_mean"])
+def test_exports_for_any_batch(reduce):
+    (batch,) = jax.export.symbolic_shape("b")
+    pool = jax.jit(functools.partial(spatial_pyramid_pool, reduce=reduce))
+    exported = jax.export.export(pool)(
+        jax.ShapeDtypeStruct((batch, 9, 7, 3), jnp.float32), jax.ShapeDtypeStruct((batch, 2), jnp.int32)
+    )
+    rng = np.random.default_rng(0)
+    for n in (1, 4):
+        features = rng.uniform(size=(n, 9, 7, 3)).astype(np.float32)
+        sizes = rng.integers(1, 8, (n, 2)).astype(np.int32)
+        np.testing.assert_allclose(exported.call(features, sizes), pool(features, sizes), rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 5, 3), (2, 4, 5, 0)])
+def test_nothing_gives_nothing(shape):
+    for reduce in ("max", "mean", "top_k_mean"):
+        pooled = spatial_pyramid_pool(np.zeros(shape, np.float32), reduce=reduce)
+        assert pooled.shape == (shape[0], 21, shape[3])
+
+
+TWO_DEVICES = """
+import jax, jax.numpy as jnp, numpy as np
+from spp_jax import spatial_pyramid_pool
+jax.config.update("jax_num_cpu_devices", 2)
+mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+split = jax.sharding.PartitionSpec("data")
+rng = np.random.default_rng(0)
+features = jnp.asarray(rng.normal(size=(4, 9, 7, 3)), jnp.float32)
+sizes = jnp.asarray(rng.integers(1, 8, (4, 2)), jnp.int32)
+for reduce in ("max", "mean", "top_k_mean"):
+    def loss(x, s):
+        pooled = spatial_pyramid_pool(x, s, reduce=reduce)
+        return (pooled**2).sum(), pooled
+    gradient = jax.grad(loss, has_aux=True)
+    sharded = jax.jit(jax.shard_map(gradient, mesh=mesh, in_specs=(split, split), out_specs=split))
+    for found, expected in zip(sharded(features, sizes), jax.jit(gradient)(features, sizes), strict=True):
+        assert len(found.sharding.device_set) == 2
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+print("agreed")
+"""
+
+
+def test_the_batch_may_be_sharded_over_devices():
+    ran = subprocess.run([sys.executable, "-c", TWO_DEVICES], capture_output=True, text=True, check=False)
+    assert ran.stdout == "agreed\n", ran.stderr
 
 
 @pytest.fixture(scope="module")

@@ -47,6 +47,31 @@ class Smallest(Monoid):
     combine = staticmethod(lax.min)
 
 
+@reduction
+class Variance(Monoid):
+    """Sums of a pytree."""
+
+    def lift(self, cells):
+        return {"sum": cells, "squares": cells**2}
+
+    def finish(self, state, count):
+        return state["squares"] / count - (state["sum"] / count) ** 2
+
+
+@reduction
+class Range(Monoid):
+    """Maxima of a pytree, of which each has its own winners."""
+
+    combine = staticmethod(lax.max)
+
+    def lift(self, cells):
+        return cells, -cells
+
+    def finish(self, state, count):
+        largest, smallest_negated = state
+        return largest + smallest_negated
+
+
 def logsumexp(cells):
     return np.log(np.exp(cells).sum())
 
@@ -71,6 +96,8 @@ CASES = {
     "LogSumExp": (LogSumExp(), logsumexp),
     "LargestMagnitude": (LargestMagnitude(), lambda cells: np.abs(cells).max()),
     "Smallest": (Smallest(), np.min),
+    "Variance": (Variance(), np.var),
+    "Range": (Range(), np.ptp),
     "middle": (middle, lambda cells: (cells.min() + cells.max()) / 2),
 }
 
@@ -134,6 +161,8 @@ class TestGeneralizedMean:
         (leaf,) = jax.tree.leaves(gradient)
         assert float(leaf) > 0  # a larger power, a larger mean
         assert not jax.tree.leaves(nnx.state(SpatialPyramidPool(), nnx.Param))
+        (learnt,) = SpatialPyramidPool(reduce=GeneralizedMean(2)).learnt
+        assert jnp.issubdtype(learnt[...].dtype, jnp.floating)
 
 
 def test_top_k_mean_of_a_bin_of_fewer_cells_is_their_mean():
@@ -177,12 +206,27 @@ def test_reductions_of_like_fields_are_of_different_structure():
 
 
 class TestRefuses:
-    def test_a_name_nothing_and_a_number(self):
+    def test_a_name_that_is_none_a_number_and_a_class(self):
         features = np.zeros((1, 2, 2, 1), np.float32)
         with pytest.raises(ValueError, match="reduce='mode' is unknown; known are 'max', 'mean'"):
             spatial_pyramid_pool(features, reduce="mode")
-        with pytest.raises(TypeError, match=r"must be a name, a Monoid or a function of .*, got int"):
+        with pytest.raises(
+            TypeError, match=r"must be a name, a Monoid .an instance. or a function of .*, got 3"
+        ):
             spatial_pyramid_pool(features, reduce=3)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(TypeError, match="an instance"):
+            spatial_pyramid_pool(features, reduce=TopKMean)  # pyright: ignore[reportArgumentType]
+
+    def test_a_function_that_gives_another_shape(self):
+        features = np.zeros((1, 3, 4, 2), np.float32)
+        for function in (lambda cells, mask: cells.sum(), lambda cells, mask: cells):
+            with pytest.raises(TypeError, match=r"has to give \[channels\]"):
+                spatial_pyramid_pool(features, reduce=function)
+
+    def test_a_k_that_is_no_positive_int(self):
+        for k in (0, -1, 1.5):
+            with pytest.raises(ValueError, match="k must be an int >= 1"):
+                TopKMean(k)  # pyright: ignore[reportArgumentType]
 
     def test_a_monoid_that_is_no_pytree_or_does_not_say_its_identity(self):
         class Bare(Monoid):

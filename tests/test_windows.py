@@ -125,6 +125,39 @@ def test_windows_that_do_not_fit_are_refused(windows, sizes, error, said):
             pool_windows(features, given_as, sizes)
 
 
+def test_unsigned_windows_are_checked_like_others():
+    for windows in ([[[[2, 0], [1, 4]]]], [[[[0, 0], [3, 9]]]]):
+        with pytest.raises(ValueError, match=r"reversed|outside"):
+            pool_windows(np.zeros((1, 3, 4, 1), np.float32), np.array(windows, np.uint8))
+
+
+def test_gradients_of_many_windows_are_summed_in_float32():
+    features = jnp.ones((1, 2, 2, 1), jnp.bfloat16)
+    windows = jnp.tile(jnp.array([[0, 0], [2, 2]]), (1, 1000, 1, 1))
+    gradient = jax.grad(lambda x: pool_windows(x, windows, levels=(1,)).astype(jnp.float32).sum())
+    assert gradient(features)[0, 0, 0, 0] == 1000
+
+
+def test_boxes_over_one_map_under_vmap_do_not_copy_it():
+    features = jnp.ones((1, 64, 64, 8))
+    windows = jnp.tile(jnp.array([[2, 3], [30, 40]]), (100, 1, 2, 1, 1))
+    program = jax.jit(jax.vmap(pool_windows, (None, 0))).lower(features, windows).compile()
+    memory = program.memory_analysis()
+    assert memory is not None
+    assert memory.temp_size_in_bytes < 5 * features.nbytes
+    assert (program(features, windows) == 1).all()
+
+
+def test_sizes_and_windows_may_be_lists_of_traced_numbers():
+    features = jnp.arange(12.0).reshape(1, 3, 4, 1)
+
+    @jax.jit
+    def pool_to(height, width):
+        return pool_windows(features, [[[[0, 0], [height, width]]]], [[height, width]], levels=(1,))
+
+    assert pool_to(2, 3)[0, 0, 0, 0] == 6
+
+
 def test_an_empty_window_is_a_filler_outside_jit_too():
     pooled = pool_windows(np.ones((1, 3, 4, 1), np.float32), [[[[0, 0], [0, 0]], [[0, 0], [3, 4]]]])
     assert (pooled[0, 0] == 0).all()
@@ -161,6 +194,19 @@ class TestBoxes:
         boxes = jnp.array([[3, 5], [17, 40]])
         traced = jax.jit(lambda b: boxes_to_windows(b, (4, 4), (0.5, 0.5)))(boxes)
         np.testing.assert_array_equal(traced, boxes_to_windows(np.array(boxes), (4, 4), (0.5, 0.5)))
+
+    def test_of_small_and_unsigned_types_do_not_wrap(self):
+        boxes = [[[100], [200]]]
+        for dtype in (np.uint8, np.uint16, np.int16, np.uint32, np.float16, np.int64):
+            assert boxes_to_windows(np.array(boxes, dtype), [16], [0]).tolist() == [[[7], [13]]]
+        for dtype in (jnp.uint8, jnp.uint32, jnp.bfloat16):
+            assert boxes_to_windows(jnp.array(boxes, dtype), [16], [0]).tolist() == [[[7], [13]]]
+
+    @given(st.integers(0, 63), st.integers(1, 64))
+    def test_in_the_picture_give_windows_in_the_map_where_its_sizes_are_given(self, start, length):
+        box = [[start], [min(64, start + length)]]
+        ((first,), (stop,)) = boxes_to_windows(box, [8], [0], sizes=[8])
+        assert 0 <= first < stop <= 8
 
     def test_of_another_shape_are_refused(self):
         with pytest.raises(ValueError, match=r"shape \[..., 2, 2\]"):
