@@ -190,13 +190,24 @@ def plain(monoid: Monoid) -> Callable:
     return read
 
 
-@_axis_by_axis
 def scattered(monoid: Monoid) -> Callable:
     """Sums again, for their transpose: each row of the gradient is the sum of its segment's and seams'.
 
     The segments of a sum do not overlap, so a row is added to one of them, and its gradient is copied
-    from there; a seam is one row.
+    from there; a seam is one row at most, and its gradient is added where that is.
     """
+    read = _scattered(monoid)
+
+    def fenced(state, segments):
+        # Always true, which XLA cannot know: else the transpose would join bins anew for every cell.
+        real = jnp.stack([of_axis.stops.max() for of_axis in segments]).max() >= 0
+        return lax.cond(real, lambda sums: sums, _zeros_like, read(state, segments))
+
+    return fenced
+
+
+@_axis_by_axis
+def _scattered(monoid: Monoid) -> Callable:
     del monoid
 
     def read(state, axis, segments):
@@ -211,11 +222,12 @@ def scattered(monoid: Monoid) -> Callable:
             image = jnp.arange(rows.shape[0])[:, None]
             added = jnp.zeros((rows.shape[0], plan.segments, *rows.shape[2:]), rows.dtype)
             added = added.at[image, jnp.where(real, segment, plan.segments)].add(rows, mode="drop")
-            seam = starts[:, plan.segments :]
-            there = (seam < stops[:, plan.segments :]).reshape(*seam.shape, *(1,) * (rows.ndim - 2))
-            seams = rows.at[image, seam].get(mode="clip")
-            seams = jnp.where(there, seams, jnp.zeros((), rows.dtype))
-            return jnp.moveaxis(jnp.concatenate([added, seams], 1), 1, axis)
+            parts = [added]
+            for start, stop in zip(starts[:, plan.segments :].T, stops[:, plan.segments :].T, strict=True):
+                seam = (line == start[:, None]) & (start < stop)[:, None]
+                seam = seam.reshape(*seam.shape, *(1,) * (rows.ndim - 2))
+                parts.append(jnp.where(seam, rows, jnp.zeros((), rows.dtype)).sum(1, keepdims=True))
+            return jnp.moveaxis(jnp.concatenate(parts, 1), 1, axis)
 
         return jax.tree.map(sums, state)
 
@@ -409,12 +421,18 @@ def _evenly(plan: AxisPlan, extent: int) -> int:
 def _steps(plan: AxisPlan, starts: jax.Array, stops: jax.Array, rows_a_step: int) -> jax.Array:
     """How many steps the longest segment takes, at least 1."""
     longest = jnp.max(stops[:, : plan.segments] - starts[:, : plan.segments])
+    # Sizes that are constants would let XLA unroll the loop, and fuse what it fences off.
+    longest = lax.optimization_barrier(longest)
     return jnp.maximum((longest + rows_a_step - 1) // rows_a_step, 1)
 
 
 def _filled_like(state: PyTree, value: PyTree) -> PyTree:
     """A state of one value in every place; XLA drops what it was made from."""
     return jax.tree.map(lambda leaf, value: jnp.where(leaf == leaf, value, value), state, value)
+
+
+def _zeros_like(state: PyTree) -> PyTree:
+    return jax.tree.map(jnp.zeros_like, state)
 
 
 def _flattened(leaf: jax.Array, axis: int) -> jax.Array:
