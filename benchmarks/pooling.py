@@ -335,17 +335,19 @@ def draw(times: dict[str, dict[str, dict[str, float]]], reduce: str, path: Path)
 
     figure = Figure(figsize=(10, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, kind in zip(figure.subplots(2, 1), ("forward", "forward and backward"), strict=True):
-        names = [n for n in next(iter(times.values()))[kind] if n not in ("plain max", "op, sizes static")]
+    kinds = ("forward", "forward and backward")
+    names = list(dict.fromkeys(name for row in times.values() for kind in kinds for name in row[kind]))
+    names = [name for name in names if name not in ("plain max", "op, sizes static")]
+    for axes, kind in zip(figure.subplots(2, 1), kinds, strict=True):
         for place, name in enumerate(names):
             ratios = [row[kind].get(name, np.nan) / row[kind]["plain max"] for row in times.values()]
             where = np.arange(len(ratios)) + 0.8 * (place - (len(names) - 1) / 2) / len(names)
-            axes.bar(where, ratios, 0.8 / len(names), label=name)
-        axes.axhline(1, color="grey", linestyle=":")
+            axes.bar(where, ratios, 0.8 / len(names), label=name, color=f"C{place}")
+        axes.axhline(1, color="grey", linestyle=":", label="one plain max over the same tensor")
         axes.set_xticks(range(len(times)), list(times))
         axes.set(yscale="log", ylabel="time, plain max = 1", title=f"{reduce} pyramid {LEVELS}, {kind}")
-        axes.legend(fontsize="small", ncols=4)
-    figure.savefig(path, dpi=120)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
