@@ -55,12 +55,12 @@ def cases(draw, any_extent=False):
 
 @pytest.mark.parametrize("reduce", ["max", "mean"])
 class TestAgainstTheNumpyLoop:
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     @given(cases(), st.sampled_from(RULES))
     def test_any_features_sizes_and_rule(self, reduce, case, rule):
         self.agrees(reduce, case, rule)
 
-    @settings(max_examples=12)
+    @settings(max_examples=8)
     @given(cases(any_extent=True), st.sampled_from(RULES))
     def test_any_extents_and_levels(self, reduce, case, rule):
         self.agrees(reduce, case, rule)

@@ -104,7 +104,7 @@ CASES = {
 
 @pytest.mark.parametrize(("reduce", "reference"), CASES.values(), ids=CASES)
 class TestReductions:
-    @pytest.mark.parametrize("rule", ["adaptive", "partition", "rounded"])
+    @pytest.mark.parametrize("rule", ["adaptive", "rounded"])
     def test_agree_with_numpy_on_padded_maps(self, reduce, reference, rule, x64):
         rng = np.random.default_rng(0)
         features = rng.normal(size=(4, 11, 8, 3))
@@ -132,10 +132,10 @@ class TestReductions:
             expected = pyramid_pool_reference(cut, levels=(1, 2), reduce=reference)
             np.testing.assert_allclose(found[:, number], expected, rtol=1e-9)
 
-    def test_are_exact_on_padded_batches_as_a_layer(self, reduce, reference):
-        if reduce == "generalized_mean":  # clamps at 1e-6: its gradient there is steep
-            reduce = GeneralizedMean(2.0)
-        assert_padding_exact(SpatialPyramidPool((1, 2), reduce=reduce), ((5, 6), (3, 7)))
+
+@pytest.mark.parametrize("reduce", [GeneralizedMean(2.0), TopKMean(3), LogSumExp(), Range()])
+def test_layers_are_exact_on_padded_batches(reduce):
+    assert_padding_exact(SpatialPyramidPool((1, 2), reduce=reduce), ((5, 6), (3, 7)))
 
 
 class TestGeneralizedMean:
