@@ -81,9 +81,9 @@ def medians(contenders: Contenders, rounds: int) -> dict[str, float]:
     return {name: float(np.median(times)) for name, times in taken.items()}
 
 
-def ready(function: Callable, *args, **jit) -> Callable[[], Any]:
+def ready(function: Callable, *args) -> Callable[[], Any]:
     """Compiled, and run to its end."""
-    compiled = jax.jit(function, **jit)
+    compiled = jax.jit(function)
     return lambda: jax.block_until_ready(compiled(*args))
 
 
@@ -117,36 +117,51 @@ def with_gradient(function: Callable, weights) -> Callable:
     return both
 
 
-def torch_contenders(x: np.ndarray, weights: np.ndarray) -> tuple[Contenders, Contenders]:
-    """Forward, and forward and backward, in both memory orders."""
+def torch_images(x: np.ndarray) -> dict[str, Any]:
+    """The map as torch tensors, by memory order, where torch runs them."""
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
     device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    forward: Contenders = {}
-    backward: Contenders = {}
-    for order, memory in (("NCHW", torch.contiguous_format), ("channels-last", torch.channels_last)):
-        image = torch.tensor(x, device=device).permute(0, 3, 1, 2).contiguous(memory_format=memory)
-        cotangent = torch.tensor(weights, device=device).permute(0, 2, 1).contiguous()
+    orders = {"NCHW": torch.contiguous_format, "channels-last": torch.channels_last}
+    image = torch.tensor(x, device=device).permute(0, 3, 1, 2)
+    return {order: image.contiguous(memory_format=memory) for order, memory in orders.items()}
 
-        def pool(image):
-            return torch.cat(
-                [torch.nn.functional.adaptive_max_pool2d(image, n).flatten(2) for n in LEVELS], 2
-            )
 
-        def run(image=image):
-            with torch.no_grad():
-                pool(image)
-            if device == "cuda":
-                torch.cuda.synchronize()
+def torch_pool(image):
+    """Three adaptive pools and a concatenation: ``[batch, channels, bins]``."""
+    import torch
 
-        def run_both(image=image, cotangent=cotangent):
-            leaf = image.detach().requires_grad_()
-            pool(leaf).backward(cotangent)
-            if device == "cuda":
-                torch.cuda.synchronize()
+    return torch.cat([torch.nn.functional.adaptive_max_pool2d(image, n).flatten(2) for n in LEVELS], 2)
 
-        forward[f"torch {order}"], backward[f"torch {order}"] = run, run_both
+
+def torch_ready(run: Callable, image) -> Callable[[], None]:
+    """Run on an image, to its end."""
+    import torch
+
+    def run_to_end():
+        run(image)
+        if image.is_cuda:
+            torch.cuda.synchronize()
+
+    return run_to_end
+
+
+def torch_contenders(x: np.ndarray, weights: np.ndarray) -> tuple[Contenders, Contenders]:
+    """Forward, and forward and backward, in both memory orders."""
+    import torch
+
+    def run(image):
+        with torch.no_grad():
+            torch_pool(image)
+
+    def run_both(image):
+        torch_pool(image.detach().requires_grad_()).backward(cotangent)
+
+    images = torch_images(x)
+    cotangent = torch.tensor(weights).permute(0, 2, 1).contiguous().to(images["NCHW"].device)
+    forward = {f"torch {order}": torch_ready(run, image) for order, image in images.items()}
+    backward = {f"torch {order}": torch_ready(run_both, image) for order, image in images.items()}
     return forward, backward
 
 
@@ -170,21 +185,22 @@ def time_shape(shape: tuple[int, ...], options: Options) -> dict[str, dict[str, 
     host = rng.normal(size=shape).astype(np.float32)
     x = jnp.asarray(host)
     sizes = jnp.tile(jnp.array(shape[1:3], jnp.int32), (shape[0], 1))
-    weights = rng.normal(size=(shape[0], num_bins(LEVELS), shape[-1])).astype(np.float32)
+    host_weights = rng.normal(size=(shape[0], num_bins(LEVELS), shape[-1])).astype(np.float32)
+    weights = jnp.asarray(host_weights)
     op = functools.partial(spatial_pyramid_pool, levels=LEVELS, reduce=options.reduce)
     forward = {
         "plain max": ready(plain_max, x),
         "copy": ready(jnp.negative, x),
         "op": ready(op, x, sizes),
         "op, sizes static": ready(op, x),
-        "naive masks": ready(naive, x, sizes),
     }
-    whole = jnp.asarray(weights[:, 0])
     backward = {
-        "plain max": ready(with_gradient(plain_max, whole), x),
-        "op": ready(with_gradient(op, jnp.asarray(weights)), x, sizes),
-        "naive masks": ready(with_gradient(naive, jnp.asarray(weights)), x, sizes),
+        "plain max": ready(with_gradient(plain_max, weights[:, 0]), x),
+        "op": ready(with_gradient(op, weights), x, sizes),
     }
+    if options.reduce == "max":  # the rivals are of the max
+        forward["naive masks"] = ready(naive, x, sizes)
+        backward["naive masks"] = ready(with_gradient(naive, weights), x, sizes)
     if shape[0] % 2 == 0:
         # Of the same array, lest it be colder in the caches than the one that the others share.
         def twice(x, sizes):
@@ -192,19 +208,17 @@ def time_shape(shape: tuple[int, ...], options: Options) -> dict[str, dict[str, 
             return jax.vmap(op)(*halves)
 
         forward["op under vmap"] = ready(twice, x, sizes)
-    if options.reduce != "max":  # the rivals are of the max
-        del forward["naive masks"], backward["naive masks"]
     if options.reduce == "max" and installed("torch"):
-        torch_forward, torch_backward = torch_contenders(host, weights)
+        torch_forward, torch_backward = torch_contenders(host, host_weights)
         forward |= torch_forward
         backward |= torch_backward
     if options.reduce == "max" and installed("keras"):
         forward["Keras on JAX"] = ready(keras_pool, x)
-        backward["Keras on JAX"] = ready(with_gradient(keras_pool, jnp.asarray(weights)), x)
-    found = {"forward": medians(forward, options.rounds)}
-    del forward
-    found["forward and backward"] = medians(backward, options.rounds)
-    return found
+        backward["Keras on JAX"] = ready(with_gradient(keras_pool, weights), x)
+    return {
+        "forward": medians(forward, options.rounds),
+        "forward and backward": medians(backward, options.rounds),
+    }
 
 
 def time_windows(options: Options) -> dict[str, float]:
@@ -225,25 +239,16 @@ def time_windows(options: Options) -> dict[str, float]:
         "one jit call per window": lambda: jax.block_until_ready([every(x, box) for box in single]),
     }
     if options.reduce == "max" and installed("torch"):
-        import torch
 
-        device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-        for order, memory in (("NCHW", torch.contiguous_format), ("channels-last", torch.channels_last)):
-            image = torch.tensor(host, device=device).permute(0, 3, 1, 2).contiguous(memory_format=memory)
+        def slices(image):
+            for (top, left), (bottom, right) in windows[0]:
+                torch_pool(image[:, :, top:bottom, left:right])
 
-            def slices(image=image):
-                for (top, left), (bottom, right) in windows[0]:
-                    window = image[:, :, top:bottom, left:right]
-                    pools = [torch.nn.functional.adaptive_max_pool2d(window, n).flatten(2) for n in LEVELS]
-                    torch.cat(pools, 2)
-                if device == "cuda":
-                    torch.cuda.synchronize()
-
-            contenders[f"torch {order}, sliced"] = slices
+        for order, image in torch_images(host).items():
+            contenders[f"torch {order}, sliced"] = torch_ready(slices, image)
     cells = int((high - low).prod(1).sum())
     # What no form can be faster than: the cells of all windows at the speed at which the map is read.
-    read = ready(plain_max, x)
-    contenders["reading the map"] = read
+    contenders["reading the map"] = ready(plain_max, x)
     times = medians(contenders, options.rounds)
     times["reading every window's cells"] = times["reading the map"] * cells / (height * width)
     memory = every.lower(x, boxes).compile().memory_analysis()

@@ -32,7 +32,16 @@ import numpy as np
 from jax import lax
 from jax.core import Tracer
 
-__all__ = ["AxisPlan", "Level", "bin_edges", "longest_bin", "normalize_levels", "num_bins", "rule_named"]
+__all__ = [
+    "AxisPlan",
+    "Level",
+    "bin_edges",
+    "check_lengths",
+    "longest_bin",
+    "normalize_levels",
+    "num_bins",
+    "rule_named",
+]
 
 Level: TypeAlias = "int | Sequence[int]"
 """Bins along every spatial axis, or one count per spatial axis."""
@@ -155,32 +164,29 @@ def bin_edges(length, bins, *, rule="adaptive"):
 
     Source: SPP-net, appendix A; the rule of ``torch.nn.AdaptiveMaxPool2d``.
     """
-    bins, known_rule = _positive_int(bins, "bins"), rule_named(rule)
-    xp = jnp if isinstance(length, jax.Array) else np
-    length = xp.asarray(length)
-    if not xp.issubdtype(length.dtype, xp.integer):
+    bins = _positive_int(bins, "bins")
+    rule_named(rule)  # a wrong name is said before a wrong length
+    length = jnp.asarray(length) if isinstance(length, jax.Array) else np.asarray(length)
+    if not jnp.issubdtype(length.dtype, jnp.integer):
         raise TypeError(f"bin_edges: length must be integers (cells), got dtype {length.dtype}")
-    if not isinstance(length, Tracer) and length.size:
-        known = np.asarray(length)
-        if known.min() < 0 or known.max() > _MOST_CELLS:
-            wrong = known[(known < 0) | (known > _MOST_CELLS)].flat[0]
-            raise ValueError(f"bin_edges: length must be >= 0 cells and fit in int32, got {wrong}")
-        known = known.astype(np.int32)
-        undefined = ~known_rule.defined(bins, known)
-        if undefined.any():
-            raise ValueError(
-                f"bin_edges: rule {rule!r} does not give {bins} bins over {known[undefined].flat[0]} cells"
-            )
-    index = np.arange(bins, dtype=np.int32)
-    return _edges(known_rule, index, np.int32(bins), index, np.int32(bins), length)
+    if not isinstance(length, Tracer):
+        check_lengths(np.asarray(length), bins, rule)
+    return AxisPlan((bins,), rule).edges(length)
 
 
-def _edges(rule: _Rule, start_index, start_of, stop_index, stop_of, length):
-    xp = jnp if isinstance(length, jax.Array) else np
-    length = length.astype(np.int32)[..., None]
-    starts = rule.start(start_index, start_of, length)
-    stops = xp.minimum(rule.stop(stop_index, stop_of, length), length)
-    return xp.minimum(starts, stops).astype(np.int32), stops.astype(np.int32)
+def check_lengths(lengths: np.ndarray, bins: int, rule: str) -> None:
+    """Refuse lengths, integers in cells, over which ``rule`` does not give ``bins`` bins.
+
+    Raises:
+        ValueError: as :func:`bin_edges` says.
+    """
+    defined = rule_named(rule).defined
+    wrong = lengths[(lengths < 0) | (lengths > _MOST_CELLS)]
+    if wrong.size:
+        raise ValueError(f"bin_edges: length must be >= 0 cells and fit in int32, got {wrong[0]}")
+    undefined = lengths[~defined(bins, lengths.astype(np.int32))]
+    if undefined.size:
+        raise ValueError(f"bin_edges: rule {rule!r} does not give {bins} bins over {undefined[0]} cells")
 
 
 def num_bins(levels: Sequence[Level], spatial_rank: int = 2) -> int:
@@ -273,16 +279,18 @@ class AxisPlan:
         """Starts and stops of the segments, then of the seams: int32 ``[*length.shape, all of them]``.
 
         Args:
-            length: int32 array of any shape, NumPy or JAX.
+            length: integer array of any shape, NumPy or JAX.
         """
         rule = rule_named(self.rule)
         of = [self.counts[0] if len(self.counts) == 1 else cut.denominator for cut in self._cuts]
         of = np.array(of, np.int32)
         index = np.array([cut * int(n) for cut, n in zip(self._cuts, of, strict=True)], np.int32)
-        starts, stops = _edges(rule, index[:-1], of[:-1], index[1:] - 1, of[1:], length)
+        xp = jnp if isinstance(length, jax.Array) else np
+        length = length.astype(np.int32)[..., None]
+        stops = xp.minimum(rule.stop(index[1:] - 1, of[1:], length), length).astype(np.int32)
+        starts = xp.minimum(rule.start(index[:-1], of[:-1], length), stops).astype(np.int32)
         if not self.seams:
             return starts, stops
-        xp = jnp if isinstance(length, jax.Array) else np
         inner = starts[..., 1:]
         ends = xp.concatenate([inner, stops[..., -1:], stops[..., :-1]], axis=-1)
         return xp.concatenate([starts, inner], axis=-1), ends

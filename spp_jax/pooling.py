@@ -28,7 +28,16 @@ from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Int32, PyTree, Shaped
 
-from spp_jax.bins import AxisPlan, Level, bin_edges, longest_bin, normalize_levels, num_bins, rule_named
+from spp_jax.bins import (
+    AxisPlan,
+    Level,
+    bin_edges,
+    check_lengths,
+    longest_bin,
+    normalize_levels,
+    num_bins,
+    rule_named,
+)
 from spp_jax.reading import NO_WINNER, PLAIN, SUMS, VALUES, WINNERS, Winner, read_pyramid
 from spp_jax.reductions import CellFunction, Monoid, Reduction, reduction_named
 
@@ -194,11 +203,12 @@ def _checked_sizes(sizes, features: jax.Array, levels: _Levels, rule: str) -> ja
     expected = (features.shape[0], len(extent))
     if sizes is None:
         sizes = np.broadcast_to(extent, expected)
-    sizes = _integers(sizes, expected, "sizes", "(batch, spatial axes)", features)
+    sizes = _as_array(sizes)
+    _check_integers(sizes, expected, "sizes", "(batch, spatial axes)", features)
     if not isinstance(sizes, Tracer):
         known = np.asarray(sizes)
         _refuse((known < 0) | (known > extent), "sizes", known, f"outside the array: 0 to {extent.tolist()}")
-        _refuse((known == 0) & (known != 0).any(-1, keepdims=True), "sizes", known, _HALF_EMPTY)
+        _refuse_half_empty(known, "sizes", known)
         _check_rule(known, levels, rule)
     return jnp.clip(jnp.asarray(sizes, jnp.int32), 0, extent)
 
@@ -207,26 +217,22 @@ def _checked_windows(windows, features: jax.Array, sizes: jax.Array, levels: _Le
     windows = _as_array(windows)
     count = windows.shape[1] if windows.ndim > 1 else 0
     expected = (features.shape[0], count, 2, features.ndim - 2)
-    windows = _integers(windows, expected, "windows", "(batch, windows, 2, spatial axes)", features)
+    _check_integers(windows, expected, "windows", "(batch, windows, 2, spatial axes)", features)
     if not isinstance(windows, Tracer):
         known = np.asarray(windows).astype(np.int64)  # unsigned ones wrap
         lengths = known[:, :, 1] - known[:, :, 0]
         _refuse(lengths < 0, "windows", known, "reversed: it stops before it starts")
-        _refuse((lengths == 0) & (lengths != 0).any(-1, keepdims=True), "windows", known, _HALF_EMPTY)
+        _refuse_half_empty(lengths, "windows", known)
         if not isinstance(sizes, Tracer):
             most = np.asarray(sizes)[:, None, None]
-            outside = ((known < 0) | (known > most)) & (lengths > 0)[:, :, None]
+            outside = ((known < 0) | (known > most)).any(2) & (lengths > 0)
             _refuse(outside, "windows", known, "outside its map's true cells")
         _check_rule(lengths, levels, rule)
     clipped = jnp.clip(jnp.asarray(windows, jnp.int32), 0, sizes[:, None, None])
     return clipped[:, :, 0], jnp.maximum(clipped[:, :, 1] - clipped[:, :, 0], 0)
 
 
-_HALF_EMPTY = "empty along some axes only; a filler is empty along all"
-
-
-def _integers(values, expected: tuple[int, ...], name: str, axes: str, features: jax.Array):
-    values = _as_array(values)
+def _check_integers(values, expected: tuple[int, ...], name: str, axes: str, features: jax.Array) -> None:
     if values.shape != expected:
         raise ValueError(
             f"{name} must have shape {expected} {axes} for features of shape {features.shape}, got "
@@ -234,7 +240,6 @@ def _integers(values, expected: tuple[int, ...], name: str, axes: str, features:
         )
     if not jnp.issubdtype(values.dtype, jnp.integer):
         raise TypeError(f"{name} must be integers (cells), got dtype {values.dtype}")
-    return values
 
 
 def _as_array(values) -> Any:
@@ -243,20 +248,23 @@ def _as_array(values) -> Any:
     return jnp.asarray(values) if traced else np.asarray(values)
 
 
+def _refuse_half_empty(lengths: np.ndarray, name: str, known: np.ndarray) -> None:
+    half_empty = (lengths == 0) & (lengths != 0).any(-1, keepdims=True)
+    _refuse(half_empty, name, known, "empty along some axes only; a filler is empty along all")
+
+
 def _refuse(wrong: np.ndarray, name: str, known: np.ndarray, why: str) -> None:
-    """Raise for the first row (or window) in which something is wrong."""
+    """Raise for the first row (or window) that is wrong along an axis, the last of ``wrong``."""
     if wrong.any():
-        lead = known.ndim - 1 if name == "sizes" else known.ndim - 2
-        at = tuple(int(i[0]) for i in np.nonzero(wrong))[:lead]
+        at = tuple(np.argwhere(wrong)[0, :-1].tolist())
         place = "".join(f"[{i}]" for i in at)
         raise ValueError(f"{name}{place} = {known[at].tolist()} is {why}")
 
 
 def _check_rule(lengths: np.ndarray, levels: _Levels, rule: str) -> None:
-    rule_named(rule)
     for level in levels:
         for axis, bins in enumerate(level):
-            bin_edges(lengths[..., axis], bins, rule=rule)
+            check_lengths(lengths[..., axis], bins, rule)
 
 
 def _check_shape(pooled: jax.Array, expected: tuple[int, ...]) -> None:
@@ -464,23 +472,21 @@ def _folding_vmap(pool: Callable) -> Callable:
     pool = custom_vmap(pool)
 
     @pool.def_vmap
-    def _(size, batched, *args):
-        if not any(jax.tree.leaves(batched[0])):
-            state, *boxes = args
-            boxes = [
-                box if is_batched else jnp.broadcast_to(box, (size, *box.shape))
-                for box, is_batched in zip(boxes, batched[1:], strict=True)
-            ]
+    def _(size, batched, state, *boxes):
+        def spread(leaf, is_batched):
+            return leaf if is_batched else jnp.broadcast_to(leaf, (size, *leaf.shape))
+
+        state_batched, *boxes_batched = batched
+        boxes = [*map(spread, boxes, boxes_batched)]
+        if any(jax.tree.leaves(state_batched)):
+            args = jax.tree.map(spread, state, state_batched), *boxes
+            folded = jax.tree.map(lambda leaf: leaf.reshape(size * leaf.shape[1], *leaf.shape[2:]), args)
+            pooled = jax.tree.map(
+                lambda leaf: leaf.reshape(size, leaf.shape[0] // size, *leaf.shape[1:]), pool(*folded)
+            )
+        else:
             pooled = lax.map(lambda box: pool(state, *box), boxes)
-            return pooled, jax.tree.map(lambda _: True, pooled)
-
-        def fold(leaf, is_batched):
-            leaf = leaf if is_batched else jnp.broadcast_to(leaf, (size, *leaf.shape))
-            return leaf.reshape(size * leaf.shape[1], *leaf.shape[2:])
-
-        pooled = pool(*jax.tree.map(fold, args, tuple(batched)))
-        unfolded = jax.tree.map(lambda leaf: leaf.reshape(size, len(leaf) // size, *leaf.shape[1:]), pooled)
-        return unfolded, jax.tree.map(lambda _: True, unfolded)
+        return pooled, jax.tree.map(lambda _: True, pooled)
 
     return pool
 

@@ -36,6 +36,14 @@ class _Segments(NamedTuple):
     starts: jax.Array
     stops: jax.Array
 
+    def long(self) -> tuple[jax.Array, jax.Array]:
+        """Starts and stops of the segments alone."""
+        return self.starts[:, : self.plan.segments], self.stops[:, : self.plan.segments]
+
+    def seams(self) -> tuple[jax.Array, jax.Array]:
+        """Starts and stops of the seams, each of at most one cell."""
+        return self.starts[:, self.plan.segments :], self.stops[:, self.plan.segments :]
+
 
 class Winner(Monoid):
     """A max or min that remembers where: states are pairs (value, row-major index).
@@ -150,103 +158,84 @@ def _joined(state: PyTree, axis: int, members: Sequence[Sequence[int]], combine:
     return concatenate([of_equal_length(group) for group in groups])
 
 
-def _axis_by_axis(form: Callable) -> Callable:
-    """From a form that reads one axis, ``read(state, axis, segments)``, to one that reads all in turn."""
+def _axis_by_axis(read: Callable) -> Callable:
+    """From a function that reads one axis, ``read(state, axis, segments)``, to one that reads all in turn."""
 
-    @functools.wraps(form)
-    def of_all_axes(monoid: Monoid) -> Callable:
-        read = form(monoid)
+    def read_all(state, segments):
+        for axis, of_axis in enumerate(segments, 1):
+            state = read(state, axis, of_axis)
+        return state
 
-        def read_all(state, segments):
-            for axis, of_axis in enumerate(segments, 1):
-                state = read(state, axis, of_axis)
-            return state
-
-        return read_all
-
-    return of_all_axes
+    return read_all
 
 
-@_axis_by_axis
 def plain(monoid: Monoid) -> Callable:
     """A segment is a mask over all cells. What JAX can differentiate, and what the others are held to."""
 
     def read(state, axis, segments):
         _, starts, stops = segments
-
-        def expanded(leaf):
-            return jnp.expand_dims(leaf, axis)
-
         shape = jax.tree.leaves(state)[0].shape
         along = (-1, *(1,) * (axis - 1), starts.shape[1], *(1,) * (len(shape) - axis))
         line = jnp.arange(shape[axis], dtype=jnp.int32).reshape(-1, *(1,) * (len(shape) - axis - 1))
         inside = (line >= starts.reshape(along)) & (line < stops.reshape(along))
         identity = monoid.identity(state)
-        masked = jax.tree.map(lambda leaf, none: jnp.where(inside, expanded(leaf), none), state, identity)
+        masked = jax.tree.map(
+            lambda leaf, none: jnp.where(inside, jnp.expand_dims(leaf, axis), none), state, identity
+        )
         if monoid.combine is lax.add:
             return jax.tree.map(lambda leaf: leaf.sum(axis + 1), masked)
         return lax.reduce(masked, identity, monoid.merge, (axis + 1,))
 
-    return read
+    return _axis_by_axis(read)
 
 
-def scattered(monoid: Monoid) -> Callable:
+def scattered(_: Monoid) -> Callable:
     """Sums again, for their transpose: each row of the gradient is the sum of its segment's and seams'.
 
     The segments of a sum do not overlap, so a row is added to one of them, and its gradient is copied
     from there; a seam is one row at most, and its gradient is added where that is.
     """
-    read = _scattered(monoid)
+
+    def sums(leaf, axis, segments):
+        starts, stops = segments.long()
+        line = jnp.arange(leaf.shape[axis], dtype=jnp.int32)
+        segment = (line >= stops[..., None]).sum(1)
+        real = (line >= starts[:, :1]) & (line < stops[:, -1:])
+        rows = jnp.moveaxis(leaf, axis, 1)
+        image = jnp.arange(rows.shape[0])[:, None]
+        added = jnp.zeros((rows.shape[0], starts.shape[1], *rows.shape[2:]), rows.dtype)
+        added = added.at[image, jnp.where(real, segment, starts.shape[1])].add(rows, mode="drop")
+        parts = [added]
+        for start, stop in zip(*(edges.T for edges in segments.seams()), strict=True):
+            seam = (line == start[:, None]) & (start < stop)[:, None]
+            seam = seam.reshape(*seam.shape, *(1,) * (rows.ndim - 2))
+            parts.append(jnp.where(seam, rows, jnp.zeros((), rows.dtype)).sum(1, keepdims=True))
+        return jnp.moveaxis(jnp.concatenate(parts, 1), 1, axis)
+
+    read = _axis_by_axis(
+        lambda state, axis, segments: jax.tree.map(lambda leaf: sums(leaf, axis, segments), state)
+    )
 
     def fenced(state, segments):
         # Always true, which XLA cannot know: else the transpose would join bins anew for every cell.
         real = jnp.stack([of_axis.stops.max() for of_axis in segments]).max() >= 0
-        return lax.cond(real, lambda sums: sums, _zeros_like, read(state, segments))
+        zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+        return lax.cond(real, lambda sums: sums, zeros, read(state, segments))
 
     return fenced
 
 
-@_axis_by_axis
-def _scattered(monoid: Monoid) -> Callable:
-    del monoid
-
-    def read(state, axis, segments):
-        plan, starts, stops = segments
-
-        def sums(leaf):
-            line = jnp.arange(leaf.shape[axis], dtype=jnp.int32)
-            long_stops = stops[:, : plan.segments, None]
-            segment = (line >= long_stops).sum(1)
-            real = (line >= starts[:, :1]) & (line < stops[:, plan.segments - 1, None])
-            rows = jnp.moveaxis(leaf, axis, 1)
-            image = jnp.arange(rows.shape[0])[:, None]
-            added = jnp.zeros((rows.shape[0], plan.segments, *rows.shape[2:]), rows.dtype)
-            added = added.at[image, jnp.where(real, segment, plan.segments)].add(rows, mode="drop")
-            parts = [added]
-            for start, stop in zip(starts[:, plan.segments :].T, stops[:, plan.segments :].T, strict=True):
-                seam = (line == start[:, None]) & (start < stop)[:, None]
-                seam = seam.reshape(*seam.shape, *(1,) * (rows.ndim - 2))
-                parts.append(jnp.where(seam, rows, jnp.zeros((), rows.dtype)).sum(1, keepdims=True))
-            return jnp.moveaxis(jnp.concatenate(parts, 1), 1, axis)
-
-        return jax.tree.map(sums, state)
-
-    return read
-
-
-@_axis_by_axis
 def masked(monoid: Monoid) -> Callable:
     """All segments in one reduction with one result each, so that the map is read once: TPU and GPU."""
 
     def read(state, axis, segments):
         _, starts, stops = segments
-        rank = jax.tree.leaves(state)[0].ndim
-        line = jnp.arange(jax.tree.leaves(state)[0].shape[axis], dtype=jnp.int32)
-        line = line.reshape(-1, *(1,) * (rank - axis - 1))
+        shape = jax.tree.leaves(state)[0].shape
+        line = jnp.arange(shape[axis], dtype=jnp.int32).reshape(-1, *(1,) * (len(shape) - axis - 1))
         identity = monoid.identity(state)
         parts = []
         for start, stop in zip(starts.T, stops.T, strict=True):
-            per_image = (-1, *(1,) * (rank - 1))
+            per_image = (-1, *(1,) * (len(shape) - 1))
             inside = (line >= start.reshape(per_image)) & (line < stop.reshape(per_image))
             parts.append(jax.tree.map(lambda x, none, i=inside: jnp.where(i, x, none), state, identity))
 
@@ -256,7 +245,7 @@ def masked(monoid: Monoid) -> Callable:
         parts = lax.reduce(parts, [identity] * len(parts), combine, (axis,))
         return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *parts)
 
-    return read
+    return _axis_by_axis(read)
 
 
 def masked_winners(winner: Winner) -> Callable:
@@ -283,41 +272,37 @@ def gathered(monoid: Monoid) -> Callable:
 def _gathered(monoid: Monoid, *, outside: int) -> Callable:
     """``outside``, 0 or 1: steps taken before the loop, which XLA may fuse with what makes the state."""
 
-    @_axis_by_axis
-    def form(monoid):
-        def read(state, axis, segments):
-            plan, starts, stops = segments
-            identity = monoid.identity(state)
-            flat = jax.tree.map(lambda leaf: _flattened(leaf, axis), state)
-            shape = jax.tree.leaves(state)[0].shape
-            rows = _Rows.of(shape, axis, starts[:, : plan.segments], stops[:, : plan.segments])
-            rows_a_step = _evenly(plan, shape[axis])
-            steps = _steps(plan, starts, stops, rows_a_step)
+    def read(state, axis, segments):
+        plan = segments.plan
+        identity = monoid.identity(state)
+        flat = jax.tree.map(lambda leaf: _flattened(leaf, axis), state)
+        shape = jax.tree.leaves(state)[0].shape
+        rows = _Rows.of(shape, axis, *segments.long())
+        rows_a_step = _evenly(plan, shape[axis])
+        steps = _steps(segments, rows_a_step)
 
-            def gather(rows: _Rows, offset) -> PyTree:
-                cells = jax.tree.map(lambda leaf: rows.gather(leaf, offset), flat)
-                if monoid.idempotent and not plan.empties:
-                    return cells
-                inside = rows.inside(offset)
-                return jax.tree.map(lambda x, none: jnp.where(inside, x, none), cells, identity)
+        def gather(rows: _Rows, offset) -> PyTree:
+            cells = jax.tree.map(lambda leaf: rows.gather(leaf, offset), flat)
+            if monoid.idempotent and not plan.empties:
+                return cells
+            inside = rows.inside(offset)
+            return jax.tree.map(lambda x, none: jnp.where(inside, x, none), cells, identity)
 
-            def step(number, best):
-                cells = [gather(rows, number * rows_a_step + row) for row in range(rows_a_step)]
-                return functools.reduce(monoid.merge, cells if best is None else [best, *cells])
+        def step(number, best):
+            cells = [gather(rows, number * rows_a_step + row) for row in range(rows_a_step)]
+            return functools.reduce(monoid.merge, cells if best is None else [best, *cells])
 
-            # Made from the state, lest under shard_map it varies over fewer devices.
-            first = step(0, None) if outside else _filled_like(gather(rows, 0), identity)
-            best = lax.fori_loop(outside, steps, step, first)
-            best = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), best)
-            if plan.seams:
-                seams = _Rows.of(shape, axis, starts[:, plan.segments :], stops[:, plan.segments :])
-                cells = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), gather(seams, 0))
-                best = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis), best, cells)
-            return best
+        # Made from the state, lest under shard_map it varies over fewer devices.
+        first = step(0, None) if outside else _filled_like(gather(rows, 0), identity)
+        best = lax.fori_loop(outside, steps, step, first)
+        best = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), best)
+        if plan.seams:
+            seams = gather(_Rows.of(shape, axis, *segments.seams()), 0)
+            seams = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), seams)
+            best = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis), best, seams)
+        return best
 
-        return read
-
-    return form(monoid)
+    return _axis_by_axis(read)
 
 
 def gathered_winners(winner: Winner) -> Callable:
@@ -344,7 +329,7 @@ def gathered_winners(winner: Winner) -> Callable:
         stops = [over_grid(of_axis.stops, axis) for axis, of_axis in enumerate(segments)]
         # One row-major loop over the steps of all axes: several cells a step on the last, one on the others.
         cells_a_step = [1] * (len(grid) - 1) + [_evenly(segments[-1].plan, spatial[-1])]
-        steps = [_steps(*of_axis, cells) for of_axis, cells in zip(segments, cells_a_step, strict=True)]  # pyright: ignore[reportCallIssue]
+        steps = [_steps(of_axis, cells) for of_axis, cells in zip(segments, cells_a_step, strict=True)]
         total = functools.reduce(lax.mul, steps)
 
         def find(number, first):
@@ -418,9 +403,10 @@ def _evenly(plan: AxisPlan, extent: int) -> int:
     return -(-longest // -(-longest // _ROWS_A_STEP))
 
 
-def _steps(plan: AxisPlan, starts: jax.Array, stops: jax.Array, rows_a_step: int) -> jax.Array:
+def _steps(segments: _Segments, rows_a_step: int) -> jax.Array:
     """How many steps the longest segment takes, at least 1."""
-    longest = jnp.max(stops[:, : plan.segments] - starts[:, : plan.segments])
+    starts, stops = segments.long()
+    longest = jnp.max(stops - starts)
     # Sizes that are constants would let XLA unroll the loop, and fuse what it fences off.
     longest = lax.optimization_barrier(longest)
     return jnp.maximum((longest + rows_a_step - 1) // rows_a_step, 1)
@@ -429,10 +415,6 @@ def _steps(plan: AxisPlan, starts: jax.Array, stops: jax.Array, rows_a_step: int
 def _filled_like(state: PyTree, value: PyTree) -> PyTree:
     """A state of one value in every place; XLA drops what it was made from."""
     return jax.tree.map(lambda leaf, value: jnp.where(leaf == leaf, value, value), state, value)
-
-
-def _zeros_like(state: PyTree) -> PyTree:
-    return jax.tree.map(jnp.zeros_like, state)
 
 
 def _flattened(leaf: jax.Array, axis: int) -> jax.Array:

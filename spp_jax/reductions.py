@@ -206,7 +206,7 @@ def reduction_named(reduce: Reduction) -> Monoid | CellFunction:
             f"reduce must be a name, a Monoid (an instance) or a function of (cells, mask), got {reduce!r}"
         )
     # A bare function is no pytree: it is wrapped in one that has no arrays.
-    is_leaf = jax.tree.structure(reduce) == jax.tree.structure(0)
+    is_leaf = jax.tree_util.all_leaves([reduce])
     if is_leaf and isinstance(reduce, Monoid):
         raise TypeError(
             f"{type(reduce).__name__} is no pytree: decorate it with spp_jax.reductions.reduction"
