@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from spp_jax.bins import bin_edges, num_bins
-from spp_jax.buckets import BucketPlan, plan_buckets
+from spp_jax.buckets import Bucket, BucketPlan, plan_buckets
 from spp_jax.padded import Padded, pad_batch
 from spp_jax.pooling import boxes_to_windows, pool_windows, spatial_pyramid_pool
 from spp_jax.reductions import GeneralizedMean, Max, Mean, Monoid, TopKMean
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bucket",
     "BucketPlan",
     "GeneralizedMean",
     "Max",

@@ -1,34 +1,82 @@
 """Which few shapes serve a whole collection: planning, assignment, waste.
 
 A bucket is a spatial shape to which images are padded, and the number of images in a batch of it. One
-bucket is one compilation. Sizes and shapes are in pixels, height before width. Host code, NumPy only.
+bucket is one compilation. Sizes and shapes are in pixels, height before width. Host code, NumPy only
+(and matplotlib, to draw).
 """
 
 import dataclasses
+import functools
 import json
 import math
+import operator
+import os
 from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-__all__ = ["BucketPlan", "plan_buckets"]
+__all__ = ["Bucket", "BucketPlan", "plan_buckets"]
 
-_MOST_CLUSTERS = 2048  # merging starts from at most this many: memory and time grow with its square
+Sizes: TypeAlias = np.ndarray | Sequence[Sequence[int]]
+Counts: TypeAlias = np.ndarray | Sequence[int]
+
+_FORMAT = 1
+_CELLS, _PLACES = 96**2, 2**11  # the search's grid has at most this many: its time grows with them
+_MORE = 4  # buckets beyond those allowed, from which the search comes down again
+
+
+class Bucket(NamedTuple):
+    """A padded shape, and how many images a batch of it holds. What a program is compiled for.
+
+    Attributes:
+        shape: spatial, in pixels.
+        batch_size: rows of a global batch, rows of weight 0 included.
+    """
+
+    shape: tuple[int, ...]
+    batch_size: int
+
+    @property
+    def pixels(self) -> int:
+        """Of a whole batch, padding included."""
+        return math.prod(self.shape) * self.batch_size
+
+    def __str__(self) -> str:
+        return f"{self.batch_size} of {'x'.join(map(str, self.shape))}"
 
 
 @dataclasses.dataclass(frozen=True)
 class BucketPlan:
     """The buckets of a collection, in order of area. Hashable; equal plans are interchangeable.
 
-    Attributes:
-        shapes: the padded spatial shape of each bucket.
-        batch_sizes: images in each global batch of it, rows of weight 0 included.
+    Raises:
+        ValueError: there are no buckets, or they do not fit together: other numbers of axes, a number
+            below 1, a shape twice, or not in order of area.
     """
 
-    shapes: tuple[tuple[int, ...], ...]
-    batch_sizes: tuple[int, ...]
+    buckets: tuple[Bucket, ...]
 
-    def assign(self, sizes: np.ndarray | Sequence[Sequence[int]]) -> np.ndarray:
+    def __post_init__(self):
+        shapes = self.shapes
+        if not shapes or not shapes[0] or len(set(map(len, shapes))) != 1:
+            raise ValueError(f"the shapes of a bucket plan have the same one or more axes, not {shapes}")
+        if min(min(map(min, shapes)), *self.batch_sizes) < 1:
+            raise ValueError(f"a bucket plan has shapes and batch sizes of at least 1, not {self.buckets}")
+        if list(shapes) != sorted(set(shapes), key=lambda shape: (math.prod(shape), shape)):
+            raise ValueError(f"the shapes of a bucket plan are distinct and in order of area, not {shapes}")
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The padded spatial shape of each bucket."""
+        return tuple(bucket.shape for bucket in self.buckets)
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Images in each bucket's global batches."""
+        return tuple(bucket.batch_size for bucket in self.buckets)
+
+    def assign(self, sizes: Sizes) -> np.ndarray:
         """The bucket of least area that holds each image: index, int64 ``[n]``.
 
         Args:
@@ -38,7 +86,10 @@ class BucketPlan:
             ValueError: an image is larger than every bucket. Nothing is ever cropped.
         """
         sizes = _checked(sizes)
-        fits = (sizes[:, None, :] <= np.asarray(self.shapes)[None]).all(axis=-1)
+        shapes = np.asarray(self.shapes)
+        if sizes.shape[1] != shapes.shape[1]:
+            raise ValueError(f"sizes have {sizes.shape[1]} axes, and the buckets {shapes.shape[1]}")
+        fits = (sizes[:, None, :] <= shapes[None]).all(axis=-1)
         lost = ~np.any(fits, axis=1)
         if lost.any():
             row = int(lost.argmax())
@@ -49,7 +100,7 @@ class BucketPlan:
             )
         return fits.argmax(axis=1)
 
-    def waste(self, sizes: np.ndarray | Sequence[Sequence[int]], counts: np.ndarray | None = None) -> float:
+    def waste(self, sizes: Sizes, counts: Counts | None = None) -> float:
         """The padded share of all pixels that the images of these sizes fill, 0 to 1."""
         sizes = _checked(sizes)
         counts = _counts(counts, len(sizes))
@@ -59,123 +110,279 @@ class BucketPlan:
 
     def to_json(self) -> str:
         """The plan as JSON, for :meth:`from_json`."""
-        return json.dumps(dataclasses.asdict(self))
+        buckets = [bucket._asdict() for bucket in self.buckets]
+        return json.dumps({"format": _FORMAT, "buckets": buckets}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> "BucketPlan":
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: the text is no plan, or its parts do not fit each other.
+            ValueError: the text is no plan of this format, or its parts do not fit each other.
         """
         try:
             fields = json.loads(text)
-            shapes = tuple(tuple(int(n) for n in shape) for shape in fields["shapes"])
-            plan = cls(shapes, tuple(int(n) for n in fields["batch_sizes"]))
+            if fields["format"] != _FORMAT:
+                raise ValueError(f"format {fields['format']}, expected {_FORMAT}")
+            buckets = [(tuple(bucket["shape"]), bucket["batch_size"]) for bucket in fields["buckets"]]
+            if not all(type(n) is int for shape, batch_size in buckets for n in (*shape, batch_size)):
+                raise ValueError("its shapes and batch sizes are not all integers")
+            return cls(tuple(Bucket(*bucket) for bucket in buckets))
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"this is no bucket plan: {error!r}") from None
-        if not shapes or len(shapes) != len(plan.batch_sizes) or len(set(map(len, shapes))) != 1:
-            raise ValueError(f"this bucket plan does not fit together: {plan}")
-        if min(min(map(min, shapes)), *plan.batch_sizes) < 1:
-            raise ValueError(f"a bucket plan has shapes and batch sizes of at least 1: {plan}")
-        return plan
+            raise ValueError(f"this is no bucket plan: {type(error).__name__}: {error}") from None
+
+    def draw(
+        self, sizes: Sizes, path: str | os.PathLike[str], *, counts: Counts | None = None, title: str = ""
+    ) -> None:
+        """Draw a plan of two axes: the sizes as points, larger where there are more; buckets as boxes.
+
+        Args:
+            sizes: integers ``[n, 2]``, of images that the plan holds.
+            path: of the picture; its ending says which format.
+            counts: how many images have each size.
+            title: over the picture, before the share of padding.
+
+        Raises:
+            ModuleNotFoundError: matplotlib is not installed.
+            ValueError: the plan is not one of two axes, or does not hold the sizes.
+        """
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+
+        sizes = _checked(sizes)
+        if len(self.shapes[0]) != 2:
+            raise ValueError("only a plan of two axes can be drawn")
+        homes = self.assign(sizes)
+        distinct, where = np.unique(sizes, axis=0, return_inverse=True)
+        many = np.bincount(where.reshape(-1), _counts(counts, len(sizes)))
+        places = dict(zip(map(tuple, sizes.tolist()), homes, strict=True))
+        figure = Figure(figsize=(6.5, 6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        colours = [f"C{i % 10}" for i in range(len(self.buckets))]
+        for (height, width), colour in zip(self.shapes, colours, strict=True):
+            axes.add_patch(Rectangle((0, 0), width, height, fill=False, edgecolor=colour))
+            axes.plot(width, height, "s", color=colour, markersize=5, clip_on=False)
+        axes.scatter(
+            distinct[:, 1],
+            distinct[:, 0],
+            s=3 + 60 * np.sqrt(many / many.max()),
+            c=[colours[places[tuple(size)]] for size in distinct.tolist()],
+            alpha=0.5,
+            linewidths=0,
+        )
+        tallest, widest = np.max(self.shapes, axis=0)
+        axes.set(xlim=(0, widest * 1.03), ylim=(tallest * 1.03, 0), xlabel="width", ylabel="height")
+        axes.set_aspect("equal")
+        share = f"{len(self.buckets)} buckets, {self.waste(sizes, counts):.1%} padding"
+        axes.set_title(": ".join(filter(None, (title, share))))
+        figure.savefig(path, dpi=120)
 
 
 def plan_buckets(
-    sizes: np.ndarray | Sequence[Sequence[int]],
+    sizes: Sizes,
     max_buckets: int,
     *,
-    counts: np.ndarray | Sequence[int] | None = None,
+    counts: Counts | None = None,
     multiple: int = 8,
+    compilation_price: float = 0,
     pixels_per_step: int | None = None,
+    batch_multiple: int = 1,
 ) -> BucketPlan:
-    """Choose at most ``max_buckets`` shapes that pad this collection little.
+    """Choose at most ``max_buckets`` shapes that pad this collection least.
 
-    Agglomerative: every distinct size, rounded up, starts as its own bucket; the two whose union adds
-    the fewest padded pixels are merged until few enough are left; then images move to the smallest
-    bucket that holds them and buckets shrink to what they hold, until nothing changes. Deterministic,
-    and independent of the order of ``sizes``.
+    The cost of a plan is its padded pixels over the collection, plus the price of its compilations. No
+    plan of any boxes is better than the best among those whose every side is the (rounded) side of some
+    image, and these are what is searched, up and down the number of buckets: one more where it saves
+    most, one less where it costs least; and after each change every bucket in turn goes to the best of
+    *all* places for it, the others standing still, until none moves. The best plan of each number is
+    kept, and the search ends when going up and down finds nothing better.
+
+    So the result is optimal for one bucket at a time: none can be moved, to anywhere that was searched,
+    for less. `tests/test_buckets.py` compares it with brute force on small collections, and
+    `benchmarks/planning.py` with a proven lower bound and a long random search on real ones.
+
+    Where sides are so many that the search would be slow (more than 96 on each of two axes, or some 2,000
+    distinct sizes), it sees those at even steps of their distribution; buckets then shrink to the images
+    they hold.
+
+    Deterministic, and independent of the order of ``sizes``.
 
     Args:
         sizes: integers ``[n, spatial_rank]``, at least 1.
         max_buckets: at least 1.
         counts: how many images have each size, ``[n]``; None: one.
         multiple: shapes are rounded up to multiples of this.
+        compilation_price: a bucket more must save this many padded pixels over the collection. What a
+            compilation costs in pixels is its seconds, times pixels per second, over epochs. 0: all
+            that ``max_buckets`` allows are used, if they save anything.
         pixels_per_step: padded pixels of a batch: each bucket's batch size is the largest that stays
-            within it, and at least 1. None: batches of one.
+            within it. None: batches of ``batch_multiple``.
+        batch_multiple: batch sizes are multiples of this, and at least this, also where that takes more
+            than ``pixels_per_step``.
 
     Raises:
-        ValueError: no sizes, sizes or counts below 1, or ``max_buckets`` or ``multiple`` below 1.
+        ValueError: no sizes, sizes or counts below 1, or an option out of its range.
     """
     sizes = _checked(sizes)
-    if max_buckets < 1 or multiple < 1 or (pixels_per_step is not None and pixels_per_step < 1):
-        raise ValueError(
-            f"max_buckets={max_buckets}, multiple={multiple} and pixels_per_step={pixels_per_step} "
-            "must be at least 1"
-        )
+    max_buckets = _at_least_one("max_buckets", max_buckets)
+    multiple = _at_least_one("multiple", multiple)
+    batch_multiple = _at_least_one("batch_multiple", batch_multiple)
+    step = 0 if pixels_per_step is None else _at_least_one("pixels_per_step", pixels_per_step)
+    if not 0 <= compilation_price < math.inf:
+        raise ValueError(f"compilation_price={compilation_price} must be at least 0 pixels")
     rounded = -(-sizes // multiple) * multiple
     distinct, inverse = np.unique(rounded, axis=0, return_inverse=True)
-    weights = np.bincount(inverse.reshape(-1), _counts(counts, len(sizes)), len(distinct))
+    weights = np.bincount(inverse.reshape(-1), _counts(counts, len(sizes)))
 
-    shapes = _merge(*_clusters(distinct, weights), max_buckets)
+    shapes = _best_shapes(distinct, weights, max_buckets, compilation_price)
+    return BucketPlan(
+        tuple(
+            Bucket(shape, max(step // math.prod(shape) // batch_multiple, 1) * batch_multiple)
+            for shape in _tight(shapes, distinct)
+        )
+    )
+
+
+def _tight(shapes: np.ndarray, distinct: np.ndarray) -> list[tuple[int, ...]]:
+    """Each shape shrunk to the sizes for which it is the least, those for none dropped; by area."""
     while True:
-        order = np.lexsort((*shapes.T[::-1], shapes.prod(axis=1)))
-        plan = BucketPlan(tuple(tuple(map(int, shape)) for shape in shapes[order]), ())
-        home = plan.assign(distinct)
-        held = np.array([distinct[home == i].max(axis=0) for i in np.unique(home)])
-        if len(held) == len(shapes) and (held == shapes[order]).all():
-            break
-        shapes = held
-    areas = [math.prod(shape) for shape in plan.shapes]
-    batch_sizes = tuple(max(1, (pixels_per_step or 1) // area) for area in areas)
-    return dataclasses.replace(plan, batch_sizes=batch_sizes)
+        ordered = sorted(map(tuple, shapes.tolist()), key=lambda shape: (math.prod(shape), shape))
+        home = BucketPlan(tuple(Bucket(shape, 1) for shape in dict.fromkeys(ordered))).assign(distinct)
+        shapes = np.array([distinct[home == i].max(axis=0) for i in np.unique(home)])
+        if shapes.tolist() == [list(shape) for shape in ordered]:
+            return ordered
 
 
-def _clusters(distinct: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where to start merging from: the distinct sizes, on a coarser grid where they are many."""
-    key, cell = distinct, 1
-    while len(groups := np.unique(key, axis=0, return_inverse=True)[1].reshape(-1)) and (
-        groups.max() >= _MOST_CLUSTERS
-    ):
-        cell *= 2
-        key = -(-distinct // cell)
-    shapes = np.zeros((groups.max() + 1, distinct.shape[1]), np.int64)
-    np.maximum.at(shapes, groups, distinct)
-    return shapes, np.bincount(groups, weights)
+class _Grid:
+    """A collection on the grid of its sides. A box is a corner of it: an index per axis."""
+
+    def __init__(self, distinct: np.ndarray, weights: np.ndarray, share: float):
+        """All that is worth searching; or a ``share``-th by each axis, where buckets are very many."""
+        cells, places = max(_CELLS / share**2, 32**2), max(_PLACES / share**2, 200)
+        most = _CELLS
+        while True:
+            self.sides = [_some_sides(lengths, weights, most) for lengths in distinct.T]
+            self.shape = tuple(map(len, self.sides))
+            corners = tuple(np.searchsorted(v, n) for v, n in zip(self.sides, distinct.T, strict=True))
+            self._flat, where = np.unique(np.ravel_multi_index(corners, self.shape), return_inverse=True)
+            if len(self._flat) <= places and math.prod(self.shape) <= cells:
+                break
+            most = max(self.shape) * 4 // 5
+        self.places = np.stack(np.unravel_index(self._flat, self.shape), axis=1)
+        self.weights = np.bincount(where, weights)  # by place
+        self.area = functools.reduce(np.multiply.outer, self.sides).astype(np.float64)
+
+    def areas(self, box: tuple[int, ...]) -> np.ndarray:
+        """What each place pays in a box: its area, or infinity where it does not fit."""
+        return np.where((self.places <= box).all(axis=1), self.area[box], np.inf)
+
+    def best(self, areas: np.ndarray) -> tuple[int, ...]:
+        """Where one more box saves most, given what each place pays in those there are: ``[k, places]``.
+
+        For all boxes at once: what is saved by the places that pay a certain area so far is their
+        number inside the box, a cumulative sum, times the difference of the areas.
+        """
+        home, paid = areas.argmin(axis=0), areas.min(axis=0)
+        lost = np.isinf(paid)
+        least = self.places[lost].max(axis=0, initial=0)  # it must hold what no other holds
+        inside = tuple(slice(n, None) for n in least)
+        area = self.area[inside]
+        saved = -self.weights[lost].sum() * area
+        cells = self.area.size
+        held = np.bincount(
+            (home * cells + self._flat)[~lost], self.weights[~lost], minlength=len(areas) * cells
+        ).reshape(len(areas), *self.shape)
+        for axis in range(1, held.ndim):
+            held.cumsum(axis, out=held)
+        for value, number in zip(areas.min(axis=1), held, strict=True):
+            if value < np.inf:
+                saved += np.maximum(value - area, 0) * number[inside]
+        corner = np.unravel_index(saved.argmax(), saved.shape)
+        return tuple(int(n + c) for n, c in zip(least, corner, strict=True))
 
 
-def _merge(shapes: np.ndarray, weights: np.ndarray, most: int) -> np.ndarray:
-    """Merge the cheapest pair of boxes until at most ``most`` are left."""
-    shapes, weights = shapes.astype(np.float64), weights.astype(np.float64)
-
-    def price(row, others) -> np.ndarray:
-        union = np.maximum(shapes[row], shapes[others]).prod(axis=-1)
-        apart = shapes[row].prod() * weights[row] + shapes[others].prod(axis=-1) * weights[others]
-        return union * (weights[row] + weights[others]) - apart
-
-    everyone = np.arange(len(shapes))
-    prices = np.stack([price(row, everyone) for row in everyone])
-    np.fill_diagonal(prices, np.inf)
-    best = prices.argmin(axis=1)
-    alive = np.ones(len(shapes), bool)
-    while alive.sum() > most:
-        least = prices[everyone, best]
-        a = int(least.argmin())
-        b = int(best[a])
-        shapes[a] = np.maximum(shapes[a], shapes[b])
-        weights[a] += weights[b]
-        alive[b] = False
-        prices[b, :] = prices[:, b] = np.inf
-        prices[a, :] = np.where(alive, price(a, everyone), np.inf)
-        prices[a, a] = np.inf
-        prices[:, a] = prices[a, :]
-        stale = np.flatnonzero(alive & ((best == a) | (best == b) | (prices[:, a] < prices[everyone, best])))
-        stale = np.union1d(stale, [a])
-        best[stale] = prices[stale].argmin(axis=1)
-    return shapes[alive].astype(np.int64)
+def _some_sides(lengths: np.ndarray, weights: np.ndarray, most: int) -> np.ndarray:
+    """The distinct lengths; where they are more than ``most``, some at even steps, and the largest."""
+    values, ranks = np.unique(lengths, return_inverse=True)
+    if len(values) <= most:
+        return values
+    passed = np.cumsum(np.bincount(ranks, weights)) / weights.sum()
+    steps = np.searchsorted(passed, np.linspace(0, 1, most)[:-1])
+    return values[np.unique([*steps, len(values) - 1])]
 
 
-def _checked(sizes) -> np.ndarray:
+class _Boxes(NamedTuple):
+    """A plan on the grid, and the padded pixels it costs."""
+
+    boxes: tuple[tuple[int, ...], ...]
+    cost: float
+
+
+def _best_shapes(distinct: np.ndarray, weights: np.ndarray, most: int, price: float) -> np.ndarray:
+    if most >= len(distinct) and not price:
+        return distinct
+    grid = _Grid(distinct, weights, share=max(1, most / 24 if not price else 1))
+    highest = min(most + _MORE, len(grid.places))
+    everything = _settle(grid, [tuple(n - 1 for n in grid.shape)])
+    best = {1: everything}
+
+    def keep(number: int, found: _Boxes) -> bool:
+        better = number not in best or found.cost < best[number].cost
+        if better:
+            best[number] = found
+        return better
+
+    improved = True
+    while improved:
+        improved = False
+        for number in range(2, highest + 1):
+            if price and number not in best and number > _MORE + 1:
+                fewer = best[number - _MORE - 1].cost
+                if fewer - best[number - 1].cost < price * _MORE:  # the last few did not pay
+                    highest = number - 1
+                    break
+            boxes = best[number - 1].boxes
+            areas = np.stack([grid.areas(box) for box in boxes])
+            improved |= keep(number, _settle(grid, [*boxes, grid.best(areas)]))
+        for number in range(highest - 1, 0, -1):
+            improved |= keep(number, _settle(grid, _without_one(grid, best[number + 1].boxes)))
+    allowed = range(1, min(most, highest) + 1)
+    chosen = best[min(allowed, key=lambda number: best[number].cost + price * number)]
+    return np.array([[s[n] for s, n in zip(grid.sides, box, strict=True)] for box in chosen.boxes])
+
+
+def _settle(grid: _Grid, boxes: list[tuple[int, ...]]) -> _Boxes:
+    """Each box in turn to the best place for it, until none moves."""
+    boxes = list(boxes)
+    areas = np.stack([grid.areas(box) for box in boxes])
+    cost = areas.min(axis=0) @ grid.weights
+    turn = still = 0
+    while still < len(boxes):
+        before = areas[turn].copy()
+        areas[turn] = np.inf
+        box = grid.best(areas)
+        areas[turn] = grid.areas(box)
+        now = areas.min(axis=0) @ grid.weights
+        if now < cost:
+            boxes[turn], cost, still = box, now, 0
+        else:
+            areas[turn] = before
+            still += 1
+        turn = (turn + 1) % len(boxes)
+    return _Boxes(tuple(boxes), float(cost))
+
+
+def _without_one(grid: _Grid, boxes: tuple[tuple[int, ...], ...]) -> list[tuple[int, ...]]:
+    """Without the box whose places lose least by going to the next larger."""
+    areas = np.stack([grid.areas(box) for box in boxes])
+    least, second = np.sort(areas, axis=0)[:2]
+    lost = np.bincount(areas.argmin(axis=0), (second - least) * grid.weights, len(boxes))
+    return [box for i, box in enumerate(boxes) if i != lost.argmin()]
+
+
+def _checked(sizes: Any) -> np.ndarray:
     sizes = np.asarray(sizes)
     if sizes.ndim != 2 or not sizes.size:
         raise ValueError(f"sizes must be [n, spatial_rank] with n >= 1, got shape {sizes.shape}")
@@ -187,7 +394,17 @@ def _checked(sizes) -> np.ndarray:
     return sizes.astype(np.int64)
 
 
-def _counts(counts, n: int) -> np.ndarray:
+def _at_least_one(name: str, value: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={value} must be an integer") from None
+    if number < 1:
+        raise ValueError(f"{name}={value} must be at least 1")
+    return number
+
+
+def _counts(counts: Counts | None, n: int) -> np.ndarray:
     if counts is None:
         return np.ones(n, np.int64)
     counts = np.asarray(counts)
