@@ -512,9 +512,12 @@ def _take(tangent: Shaped[Array, "batch *spatial channels"], index: _Pooled) -> 
         return jnp.where(found, taken.reshape(found.shape), jnp.zeros((), taken.dtype))
 
     def by_comparison(tangent, index):
-        cells = tangent.reshape(batch, -1, channels)
-        here = jnp.arange(cells.shape[1], dtype=jnp.int32)[:, None] == index[:, :, None]
-        return jnp.where(here, cells[:, None], jnp.zeros((), cells.dtype)).sum(2)
+        # Over the axes as they are: for a flat image a TPU copies the gradient from one layout to another.
+        spatial = tangent.shape[1:-1]
+        cells = jnp.arange(math.prod(spatial), dtype=jnp.int32).reshape(*spatial, 1)
+        here = cells == index.reshape(*index.shape[:2], *(1,) * len(spatial), channels)
+        taken = jnp.where(here, tangent[:, None], jnp.zeros((), tangent.dtype))
+        return taken.sum(tuple(range(2, 2 + len(spatial))))
 
     on_tpu = by_comparison if windows * bins <= _DENSE_BINS else by_gather
     taken = lax.platform_dependent(tangent, index, tpu=on_tpu, default=by_gather)
