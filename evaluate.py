@@ -13,7 +13,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from spp_jax.compilation import use_compilation_cache
+from spp_jax.compilation import DoesNotFitError, default_cache_dir, use_compilation_cache
 from spp_jax.config import UsageError
 from spp_jax.data import load_dataset
 from spp_jax.data.records import SPLITS, split_records
@@ -46,8 +46,9 @@ class Options:
     the test part of the fold trained for, else metrics-SPLIT-foldN.json; none for --photos."""
     data_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     """Where prepared data sets are kept."""
-    cache_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "xla"
-    """Where compiled programs are kept. Trusted: keep it private to you."""
+    cache_dir: str = default_cache_dir()
+    """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
+    who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return WRONG_USE
-    except (OSError, FloatingPointError) as error:
+    except (OSError, FloatingPointError, DoesNotFitError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return FAILED
 

@@ -7,6 +7,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +16,21 @@ import numpy as np
 import platformdirs
 import tyro
 from flax import nnx
+from jax.sharding import Mesh
 from tqdm import tqdm
 
-from spp_jax.buckets import plan_buckets
+from spp_jax.buckets import Bucket, BucketPlan, plan_buckets
 from spp_jax.checkpoints import About, Checkpoints
-from spp_jax.compilation import BucketExecutables, use_compilation_cache
+from spp_jax.compilation import (
+    BucketExecutables,
+    DoesNotFitError,
+    data_mesh,
+    default_cache_dir,
+    device_memory,
+    replicated,
+    use_compilation_cache,
+    warn_of_compilations,
+)
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.data import load_dataset
 from spp_jax.data.records import SPLITS, Records, split_records
@@ -27,7 +38,7 @@ from spp_jax.data.schedule import Schedule
 from spp_jax.journal import Journal, draw_curves, write_skipped
 from spp_jax.metrics import agreement
 from spp_jax.models import create_model
-from spp_jax.scoring import Scorer, forward_executables, score_records
+from spp_jax.scoring import forward_executables, score_records
 from spp_jax.training import TrainState, create_optimizer, create_state, fit, step_executables
 
 DONE, FAILED, WRONG_USE, SKIPPED, INTERRUPTED = 0, 1, 2, 3, 75
@@ -48,10 +59,14 @@ class Options:
     """Go on from the latest checkpoint in --out, with the configuration saved there."""
     dry_run: bool = False
     """Print the buckets, the batches and the memory they take, and stop."""
+    plan: Path | None = None
+    """Take buckets and batch sizes from this file, the buckets.json of another run, instead of planning
+    them: --buckets, --pixels-per-step, --batch-multiple and --shape-multiple then decide nothing."""
     data_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     """Where prepared data sets are kept."""
-    cache_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "xla"
-    """Where compiled programs are kept. Trusted: keep it private to you."""
+    cache_dir: str = default_cache_dir()
+    """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
+    who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
 
     def folder(self) -> Path:
         """Where this run writes."""
@@ -64,6 +79,8 @@ class Job:
     """What follows from a configuration and its data set before anything is trained."""
 
     config: RunConfig
+    mesh: Mesh
+    plan: BucketPlan
     parts: dict[str, Records]
     skipped: dict[str, str]
     schedule: Schedule
@@ -118,11 +135,39 @@ def _prepare(options: Options) -> Job:
         parts = {split: split_records(records, split, config.fold) for split in SPLITS}
     except ValueError as error:
         raise UsageError(str(error)) from None
-    sizes = parts["train"].sizes
-    plan = plan_buckets(sizes, config.buckets, pixels_per_step=config.pixels_per_step)
-    schedule = Schedule(sizes, plan, seed=config.seed, flip=config.flip)
+    plan = _plan(options, records)
+    schedule = Schedule(parts["train"].sizes, plan, seed=config.seed, flip=config.flip)
     total_steps = config.steps or config.epochs * schedule.steps_per_epoch
-    return Job(config, parts, skipped, schedule, total_steps)
+    return Job(config, data_mesh(), plan, parts, skipped, schedule, total_steps)
+
+
+def _plan(options: Options, records: Records) -> BucketPlan:
+    """One plan for the whole data set: all of training, validation and test runs in its buckets."""
+    if options.resume:
+        if options.plan:
+            raise UsageError("--resume goes on with the plan that is saved there: drop --plan")
+        with Checkpoints(options.folder()) as checkpoints:
+            plan = checkpoints.about().plan
+        try:
+            plan.assign(records.sizes)
+        except ValueError:
+            raise _other_records(options.folder()) from None
+    elif options.plan:
+        try:
+            plan = BucketPlan.from_json(options.plan.read_text())
+            plan.assign(records.sizes)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--plan {options.plan}: {error}") from None
+    else:
+        plan = plan_buckets(records.sizes, **options.run.bucketing)
+        for bucket in plan.buckets:
+            if bucket.pixels > options.run.pixels_per_step:
+                print(
+                    f"a batch of {bucket} has {bucket.pixels:,} pixels, more than --pixels-per-step "
+                    f"{options.run.pixels_per_step:,}: its batch size cannot be smaller",
+                    file=sys.stderr,
+                )
+    return plan
 
 
 def create_model_shape(config: RunConfig) -> tuple[int, int]:
@@ -137,28 +182,33 @@ def create_model_shape(config: RunConfig) -> tuple[int, int]:
 def _dry_run(job: Job) -> int:
     optimizer = create_optimizer(job.config, job.total_steps)
     graph, state = create_state(job.config, optimizer)
-    executables = step_executables(graph, optimizer, job.schedule, state)
+    step = step_executables(graph, optimizer, job.schedule.mean_batch, state, job.mesh)
     print(_describe(job))
     print("\n  bucket (h x w)   batch   pictures   batches/epoch   memory of a step   compiled in")
-    homes = job.schedule.plan.assign(job.parts["train"].sizes)
-    for bucket, compiled in enumerate(executables.compile_all()):
-        height, width = job.schedule.plan.shapes[bucket]
-        size, members = job.schedule.plan.batch_sizes[bucket], int((homes == bucket).sum())
-        memory = "not told" if compiled.bytes is None else f"{compiled.bytes / 2**20:.0f} MiB"
-        print(
-            f"  {height:6d} x {width:<6d} {size:6d} {members:10d} {math.ceil(members / size):15d}"
-            f" {memory:>18s} {compiled.seconds:11.1f} s"
+    homes = job.plan.assign(job.parts["train"].sizes)
+    pictures = {bucket: int((homes == i).sum()) for i, bucket in enumerate(job.plan.buckets)}
+
+    def line(bucket: Bucket, memory: str, seconds: str) -> None:
+        height, width = bucket.shape
+        members = pictures[bucket]
+        tqdm.write(
+            f"  {height:6d} x {width:<6d} {bucket.batch_size:6d} {members:10d}"
+            f" {math.ceil(members / bucket.batch_size):15d} {memory:>18s} {seconds:>13s}"
         )
+
+    _compile({"step": (step, job.schedule.buckets)}, job.mesh, line)
     return DONE
 
 
 def _train(job: Job, options: Options) -> int:
     config, folder, schedule = job.config, options.folder(), job.schedule
     train, validation = job.parts["train"], job.parts["validation"]
-    about = About(config, schedule.plan, train.digest())
+    about = About(config, job.plan, train.digest())
     optimizer = create_optimizer(config, job.total_steps)
     graph, state = create_state(config, optimizer)
-    step = step_executables(graph, optimizer, schedule, state)
+    state = jax.device_put(state, replicated(job.mesh))
+    step = step_executables(graph, optimizer, schedule.mean_batch, state, job.mesh)
+    judge = _Judge(graph, state, job)
     interrupted = _Interruption()
     skipped = dict(job.skipped)
 
@@ -170,11 +220,11 @@ def _train(job: Job, options: Options) -> int:
         if options.resume:
             start, state = _restore(checkpoints, about, state)
             print(f"resumed at step {start} of {job.total_steps}", file=sys.stderr)
-        _compile(step, interrupted)
+        programs = {"step": (step, schedule.buckets), "forward": (judge.forward, judge.buckets)}
+        _compile(programs, job.mesh, _say_compiled, lambda: bool(interrupted))
         journal = open_things.enter_context(contextlib.closing(Journal(folder, start)))
         for line in journal.lines:  # before a run that goes on here
             skipped |= line.get("skipped", {})
-        check = _Validation(graph, state, validation, config)
         bar = tqdm(total=job.total_steps, initial=start, unit="step", desc="train", mininterval=1)
         open_things.enter_context(bar)
         began, seen = time.perf_counter(), 0
@@ -202,7 +252,7 @@ def _train(job: Job, options: Options) -> int:
             )
             bar.update()
             if done % schedule.steps_per_epoch == 0 or done == job.total_steps:
-                result, failed = check(state)
+                result, failed = judge.validate(state, validation)
                 note_skipped(failed)
                 journal.write({"step": done, "validation": result, **({"skipped": failed} if failed else {})})
                 tqdm.write(
@@ -217,7 +267,20 @@ def _train(job: Job, options: Options) -> int:
 
         if not options.resume:
             save(0, state)
-        state = fit(step, state, train, schedule, start=start, stop=job.total_steps, after_step=after_step)
+        if not (folder / "buckets.json").exists():
+            _describe_buckets(job, folder)
+        if not interrupted:  # while compiling
+            with warn_of_compilations():
+                state = fit(
+                    step,
+                    state,
+                    train,
+                    schedule,
+                    job.mesh,
+                    start=start,
+                    stop=job.total_steps,
+                    after_step=after_step,
+                )
     try:
         draw_curves(journal.lines, schedule.steps_per_epoch, folder / "curves.png")
     except ModuleNotFoundError:
@@ -225,7 +288,7 @@ def _train(job: Job, options: Options) -> int:
     if interrupted:
         print(f"interrupted; saved in {folder}: run again with --resume", file=sys.stderr)
         return INTERRUPTED
-    _test(graph, state, job, folder, skipped)
+    _test(judge, state, job, folder, skipped)
     write_skipped(folder / "skipped.csv", skipped)
     if skipped:
         print(f"skipped {len(skipped)} photographs: {folder / 'skipped.csv'}", file=sys.stderr)
@@ -234,11 +297,8 @@ def _train(job: Job, options: Options) -> int:
 
 def _restore(checkpoints: Checkpoints, about: About, like: TrainState) -> tuple[int, TrainState]:
     saved = checkpoints.about()
-    if (saved.plan, saved.records) != (about.plan, about.records):
-        raise UsageError(
-            f"{checkpoints.folder} was trained on other records: the data set has changed since. "
-            "Train anew in another folder (--out)"
-        )
+    if saved.records != about.records:
+        raise _other_records(checkpoints.folder)
     model, training = _parts_of(like)
     merged = checkpoints.restore_model(model)
     params, stats = nnx.split_state(merged, nnx.Param, ...)
@@ -247,68 +307,112 @@ def _restore(checkpoints: Checkpoints, about: About, like: TrainState) -> tuple[
     return start, TrainState(params, stats, checkpoints.restore_training(training))
 
 
+def _other_records(folder: Path) -> UsageError:
+    return UsageError(
+        f"{folder} was trained on other records: the data set has changed since. "
+        "Train anew in another folder (--out)"
+    )
+
+
 def _parts_of(state: TrainState):
     """The two parts of a checkpoint: what scoring needs, and what only going on needs."""
     return nnx.merge_state(state.params, state.stats), state.opt_state
 
 
-def _compile(step: BucketExecutables, interrupted: "_Interruption") -> None:
-    total = len(step.plan.shapes)
-    with tqdm(total=total, unit="bucket", desc="compile") as bar:
-        largest = 0
-        for compiled in step.compile_all():
-            largest = max(largest, compiled.bytes or 0)
-            bar.set_postfix_str(f"at most {largest / 2**20:.0f} MiB a step", refresh=False)
-            bar.update()
-            if interrupted:
-                return
+def _compile(
+    programs: dict[str, tuple[BucketExecutables, tuple[Bucket, ...]]],
+    mesh: Mesh,
+    say: Callable[[Bucket, str, str], None],
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Compile ahead of time; refuse what would not fit the device, naming every such bucket."""
+    available = device_memory(mesh.devices.flat[0])
+    too_large = []
+    total = sum(len(buckets) for _, buckets in programs.values())
+    with tqdm(total=total, unit="program", desc="compile") as bar:
+        for name, (executables, buckets) in programs.items():
+            try:
+                for compiled in executables.compile_all(buckets):
+                    memory = "not told" if compiled.bytes is None else f"{compiled.bytes / 2**20:.0f} MiB"
+                    if available and compiled.bytes and compiled.bytes > available:
+                        too_large.append(f"{name}, bucket {compiled.bucket}: {memory}")
+                    if name == "step":
+                        say(compiled.bucket, memory, f"{compiled.seconds:.1f} s")
+                    bar.update()
+                    if stop():
+                        return
+            except DoesNotFitError as error:
+                too_large.append(f"{name}, {error}")
+    if too_large:
+        limit = f" of {available / 2**20:.0f} MiB" if available else ""
+        raise UsageError(
+            f"these do not fit the memory{limit} of {mesh.devices.flat[0].device_kind}: "
+            f"{'; '.join(too_large)}. Lower --pixels-per-step"
+        )
 
 
-class _Validation:
-    """Scores the validation part with the parameters of the moment; compiled once."""
+def _say_compiled(bucket: Bucket, memory: str, seconds: str) -> None:
+    tqdm.write(f"compiled for {bucket} pixels: {memory}, {seconds}", file=sys.stderr)
 
-    def __init__(self, graph: nnx.GraphDef, state: TrainState, records: Records, config: RunConfig):
-        plan = plan_buckets(records.sizes, config.buckets, pixels_per_step=config.pixels_per_step)
-        self._records = records
-        self._forward = forward_executables(graph, _parts_of(state)[0], plan)
 
-    def __call__(self, state: TrainState) -> tuple[dict, dict[str, str]]:
-        """The figures, and the reason for each photograph that could not be read."""
-        scores, failed = score_records(self._forward, _parts_of(state)[0], self._records)
-        if len(failed) == len(self._records):
-            raise UsageError("no photograph of the validation part could be read")
-        labels = self._records.scores
+def _describe_buckets(job: Job, folder: Path) -> None:
+    """Leave the plan in the run's folder: for --plan of other runs, and as a picture."""
+    (folder / "buckets.json").write_text(job.plan.to_json() + "\n")
+    sizes = np.concatenate([records.sizes for records in job.parts.values()])
+    with contextlib.suppress(ModuleNotFoundError):  # said once, where the curves are drawn
+        job.plan.draw(sizes, folder / "buckets.png", title=job.config.data)
+
+
+class _Judge:
+    """Scores validation and test part with the parameters of the moment, in the buckets of the run."""
+
+    def __init__(self, graph: nnx.GraphDef, state: TrainState, job: Job):
+        self._job = job
+        self.forward = forward_executables(graph, _parts_of(state)[0], job.mesh)
+        judged = np.concatenate([job.parts[split].sizes for split in ("validation", "test")])
+        self.buckets = tuple(job.plan.buckets[i] for i in np.unique(job.plan.assign(judged)))
+
+    def __call__(self, state: TrainState, records: Records) -> tuple[np.ndarray, dict[str, str]]:
+        """Scores, and the reason for each photograph that could not be read, by its id."""
+        variables = _parts_of(state)[0]
+        scores, failed = score_records(self.forward, variables, records, self._job.plan, self._job.mesh)
+        if len(failed) == len(records):
+            raise UsageError(f"not one of the {len(records)} photographs to judge by could be read")
+        return scores, {records.ids[index]: reason for index, reason in failed.items()}
+
+    def validate(self, state: TrainState, records: Records) -> tuple[dict, dict[str, str]]:
+        """The figures, and what could not be read."""
+        scores, failed = self(state, records)
+        labels = records.scores
         sure = np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)
         loss = -np.nanmean(labels * np.log(sure) + (1 - labels) * np.log1p(-sure))
-        figures = {"loss": float(loss), **agreement(scores, labels).to_dict()}
-        return figures, {self._records.ids[index]: reason for index, reason in failed.items()}
+        return {"loss": float(loss), **agreement(scores, labels).to_dict()}, failed
 
 
-def _test(graph: nnx.GraphDef, state: TrainState, job: Job, folder: Path, skipped: dict) -> None:
-    scorer = Scorer(nnx.merge(graph, *state[:2], copy=True), job.config)
-    scores, failed = scorer.score_records(job.parts["test"])
-    for index, reason in failed.items():
-        print(f"skipped {job.parts['test'].ids[index]}: {reason}", file=sys.stderr)
-        skipped[job.parts["test"].ids[index]] = reason
-    if len(failed) == len(job.parts["test"]):
-        raise UsageError("no photograph of the test part could be read")
-    result = agreement(scores, job.parts["test"].scores)
-    groups = sorted(set(job.parts["test"].groups))
-    print(f"\ntest, fold {job.config.fold}: photographs never seen ({', '.join(groups)})")
+def _test(judge: _Judge, state: TrainState, job: Job, folder: Path, skipped: dict[str, str]) -> None:
+    records = job.parts["test"]
+    scores, failed = judge(state, records)
+    for name, reason in failed.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    skipped.update(failed)
+    result = agreement(scores, records.scores)
+    print(
+        f"\ntest, fold {job.config.fold}: photographs never seen ({', '.join(sorted(set(records.groups)))})"
+    )
     print(result.table())
     described = {"data": job.config.data, "split": "test", "fold": job.config.fold, **result.to_dict()}
     (folder / "metrics.json").write_text(json.dumps(described, indent=2) + "\n")
-    print(f"\nwritten to {folder}: checkpoints, metrics.json, metrics.jsonl, curves.png")
+    print(f"\nwritten to {folder}: checkpoints, metrics.json, metrics.jsonl, buckets.json and pictures")
 
 
 def _describe(job: Job) -> str:
-    plan, sizes = job.schedule.plan, job.parts["train"].sizes
+    schedule, device = job.schedule, job.mesh.devices.flat[0]
     counts = ", ".join(f"{len(records)} {split}" for split, records in job.parts.items())
     return (
         f"{job.config.data}, fold {job.config.fold}: {counts} pictures\n"
         f"{job.config.model}, pyramid {job.config.levels}: {job.total_steps} steps of about "
-        f"{job.schedule.mean_batch:.1f} pictures; {len(plan.shapes)} buckets, {plan.waste(sizes):.1%} "
-        f"of the pixels are padding; {jax.devices()[0].device_kind}"
+        f"{schedule.mean_batch:.1f} pictures; {len(schedule.buckets)} buckets, {schedule.waste:.1%} "
+        f"of the pixels are padding; on {job.mesh.size} {device.device_kind}"
     )
 
 

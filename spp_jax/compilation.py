@@ -1,88 +1,153 @@
-"""One executable a bucket: compiled ahead of time, kept, and looked up; never traced by surprise."""
+"""One executable a bucket: compiled ahead of time, kept, looked up; and a watch over every other compilation.
 
+A step is compiled for each bucket in use before the first one runs, so training never waits for XLA.
+What is compiled after that is a mistake (a shape that was not planned, a new function object, a weak
+type), and :func:`warn_of_compilations` says which.
+"""
+
+import concurrent.futures
+import contextlib
+import logging
+import os
+import stat
+import threading
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+import platformdirs
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from spp_jax.buckets import BucketPlan
+from spp_jax.buckets import Bucket
 
-__all__ = ["BucketExecutables", "Compiled", "use_compilation_cache"]
+__all__ = [
+    "BucketExecutables",
+    "Compilation",
+    "CompilationWarning",
+    "Compiled",
+    "DoesNotFitError",
+    "abstract",
+    "data_mesh",
+    "default_cache_dir",
+    "device_memory",
+    "over_rows",
+    "replicated",
+    "use_compilation_cache",
+    "warn_of_compilations",
+    "watch_compilations",
+]
+
+
+class DoesNotFitError(Exception):
+    """A bucket's program needs more memory than the device has; the message is one line, with figures."""
 
 
 class Compiled(NamedTuple):
     """One bucket's executable.
 
     Attributes:
+        bucket: that it was compiled for.
         call: runs it.
         seconds: that tracing, lowering and compiling (or reading the cache) took.
-        bytes: of arguments, results and temporaries together, as XLA plans them; None where the
-            backend does not say.
+        bytes: of arguments, results and temporaries together on one device, as XLA plans them; None
+            where the backend does not say.
     """
 
+    bucket: Bucket
     call: Callable[..., Any]
     seconds: float
     bytes: int | None
 
 
 class BucketExecutables:
-    """A pure function, compiled once for each bucket of a plan.
+    """A pure function, compiled once for each bucket that is used.
 
     Ahead of time, so that a shape that was not planned is an error and not a compilation.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        plan: BucketPlan,
-        arguments: Callable[[tuple[int, ...], int], tuple[Any, ...]],
-        *,
-        donate_argnums: tuple[int, ...] = (),
-    ):
+    def __init__(self, function: Callable[..., Any], arguments: Callable[[Bucket], tuple], **jit_options):
         """Say what is to be compiled; nothing is yet.
 
         Args:
             function: maps pytrees of arrays to pytrees of arrays.
-            plan: the buckets.
-            arguments: from a bucket's (shape, batch size) to the function's arguments, as arrays or
-                `jax.ShapeDtypeStruct`.
-            donate_argnums: arguments whose memory the results may take over.
+            arguments: from a bucket to the function's arguments, as arrays or `jax.ShapeDtypeStruct`
+                (whose shardings, where they have them, are those of the program).
+            jit_options: of `jax.jit`: ``donate_argnums``, ``out_shardings``.
         """
-        self.plan = plan
-        self._jitted = jax.jit(function, donate_argnums=donate_argnums)
+        self._jitted = jax.jit(function, **jit_options)
         self._arguments = arguments
-        self._compiled: dict[int, Compiled] = {}
+        self._compiled: dict[Bucket, Compiled] = {}
 
-    def __getitem__(self, bucket: int) -> Compiled:
-        """The bucket's executable, compiled now if it was not yet."""
+    def __getitem__(self, bucket: Bucket) -> Compiled:
+        """The bucket's executable, compiled now if it was not yet.
+
+        Raises:
+            DoesNotFitError: the compiler found that the program does not fit the device's memory.
+        """
         if bucket not in self._compiled:
-            start = time.perf_counter()
-            arguments = self._arguments(self.plan.shapes[bucket], self.plan.batch_sizes[bucket])
-            call = self._jitted.lower(*arguments).compile()
-            seconds = time.perf_counter() - start
-            self._compiled[bucket] = Compiled(call, seconds, _planned_bytes(call))
+            self._compile(bucket, *self._lower(bucket))
         return self._compiled[bucket]
 
     def __len__(self) -> int:
         """How many executables there are by now."""
         return len(self._compiled)
 
-    def compile_all(self) -> Iterator[Compiled]:
-        """Compile bucket after bucket, yielding each, so that progress can be shown."""
-        return (self[bucket] for bucket in range(len(self.plan.shapes)))
+    def compile_all(self, buckets: Iterable[Bucket]) -> Iterator[Compiled]:
+        """Compile for these buckets, yielding each when it is ready, so that progress can be shown.
 
+        Python traces one while XLA compiles others in threads. Left early, it does not wait for them.
 
-def use_compilation_cache(folder: Path) -> None:
-    """Keep every compiled program on disk, so that a second start compiles nothing.
+        Raises:
+            DoesNotFitError: at the end, and names every bucket that the compiler refused.
+        """
+        pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile")
+        waiting: set[concurrent.futures.Future] = set()
+        refused = []
 
-    JAX runs what it finds there: the folder is made private to the user.
-    """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        def ready(futures: Iterable[concurrent.futures.Future]) -> Iterator[Compiled]:
+            for future in futures:
+                try:
+                    yield future.result()
+                except DoesNotFitError as error:
+                    refused.append(str(error))
+
+        try:
+            for bucket in dict.fromkeys(buckets):
+                if bucket in self._compiled:
+                    yield self._compiled[bucket]
+                    continue
+                waiting.add(pool.submit(self._compile, bucket, *self._lower(bucket)))
+                done = {future for future in waiting if future.done()}
+                waiting -= done
+                yield from ready(done)
+            yield from ready(concurrent.futures.as_completed(waiting))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if refused:
+            raise DoesNotFitError("; ".join(refused))
+
+    def _lower(self, bucket: Bucket) -> tuple[Any, float]:
+        """The program, and the seconds it took."""
+        start = time.perf_counter()
+        lowered = self._jitted.lower(*self._arguments(bucket))
+        return lowered, time.perf_counter() - start
+
+    def _compile(self, bucket: Bucket, lowered: Any, seconds: float) -> Compiled:
+        start = time.perf_counter()
+        try:
+            call = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise DoesNotFitError(f"bucket {bucket}: {' '.join(str(error).split())[:300]}") from None
+        seconds += time.perf_counter() - start
+        self._compiled[bucket] = Compiled(bucket, call, seconds, _planned_bytes(call))
+        return self._compiled[bucket]
 
 
 def _planned_bytes(compiled) -> int | None:
@@ -95,3 +160,178 @@ def _planned_bytes(compiled) -> int | None:
         + plan.temp_size_in_bytes
         - plan.alias_size_in_bytes
     )
+
+
+def device_memory(device: Any) -> int | None:
+    """Bytes that programs on this device can have together; None where neither it nor the system says."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    if device.platform == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def data_mesh(devices: Iterable[Any] | None = None) -> Mesh:
+    """All devices (or these) in a line: each takes its share of the rows of every batch."""
+    return Mesh(np.array(list(jax.devices() if devices is None else devices)), ("rows",))
+
+
+def over_rows(mesh: Mesh) -> NamedSharding:
+    """An array's first axis is split over the mesh's devices."""
+    return NamedSharding(mesh, PartitionSpec("rows"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device of the mesh has the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def abstract(tree: Any, sharding: NamedSharding) -> Any:
+    """Shapes and dtypes of a tree's arrays, placed so: what a program is compiled for."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+def default_cache_dir() -> str:
+    """``$JAX_COMPILATION_CACHE_DIR`` where it is set, else a folder of the user's own."""
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
+        Path(platformdirs.user_cache_dir("spp_jax")) / "xla"
+    )
+
+
+def use_compilation_cache(folder: str | os.PathLike[str]) -> None:
+    """Keep every compiled program on disk, so that a second start compiles nothing.
+
+    Programs that compile fast are kept as well: they are many. JAX runs what it finds there, so a folder
+    that is made here is private to the user; one that is shared by several hosts, or an address such as
+    ``gs://...``, is taken as it is, with a warning where others may write to it.
+    """
+    if "://" not in str(folder):
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        about = folder.stat()
+        if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or about.st_uid not in (0, os.getuid()):
+            warnings.warn(f"others may write programs to {folder}, and they will be run", stacklevel=2)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    compilation_cache.reset_cache()  # else a folder that was in use before stays so
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+class Compilation(NamedTuple):
+    """A program that XLA compiled, or that was read from the persistent cache.
+
+    Attributes:
+        name: of the function that was jitted.
+        types: of its arguments, as JAX writes them.
+        cause: why it was traced, as JAX explains it; empty where it does not.
+        cached: it was read from the cache.
+    """
+
+    name: str
+    types: str
+    cause: str
+    cached: bool
+
+    def __str__(self) -> str:
+        done = "was read from the cache" if self.cached else "was compiled"
+        return f"{self.name} {done} for {self.types or 'unknown types'}. {self.cause}".rstrip()
+
+
+class CompilationWarning(UserWarning):
+    """Something was compiled at a time when everything should have been."""
+
+
+@contextlib.contextmanager
+def warn_of_compilations() -> Iterator[None]:
+    """Within it, each compilation is a :class:`CompilationWarning` that names function, shapes and cause.
+
+    Where warnings are errors, as in this project's tests, it is raised where the compilation happens.
+    """
+
+    def warn(compilation: Compilation) -> None:
+        warnings.warn(f"after precompilation, {compilation}", CompilationWarning, stacklevel=2)
+
+    with watch_compilations(warn):
+        yield
+
+
+@contextlib.contextmanager
+def watch_compilations(report: Callable[[Compilation], None]) -> Iterator[None]:
+    """Within it, ``report`` is called for each compilation, in the thread that asked XLA for it.
+
+    JAX's events name the function; its log, which is read and not shown, says shapes and cause. Watches
+    may be nested: each is told.
+    """
+    if not _watch.reports:
+        _watch.begin()
+    _watch.reports.append(report)
+    try:
+        yield
+    finally:
+        _watch.reports.remove(report)
+        if not _watch.reports:
+            _watch.end()
+
+
+class _Watch(logging.Filter):
+    """Listens to JAX's events and, as a filter of its loggers, to what they say."""
+
+    _NAMES = ("interpreters.pxla", "interpreters.partial_eval", "compiler", "compilation_cache")
+    _EXPLANATIONS = ("TRACING CACHE MISS", "PERSISTENT COMPILATION CACHE MISS", "Writing ", "Not writing ")
+
+    def __init__(self):
+        super().__init__()
+        self.reports: list[Callable[[Compilation], None]] = []
+        self._types: dict[str, str] = {}  # by name; lowered in one thread, compiled in another perhaps
+        self._thread = threading.local()
+
+    def begin(self) -> None:
+        self._loggers = [logging.getLogger(f"jax._src.{name}") for name in self._NAMES]
+        self._levels = [logger.level for logger in self._loggers]
+        self._explained = jax.config.values["jax_explain_cache_misses"]
+        jax.monitoring.register_event_listener(self._on_event)
+        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+        jax.config.update("jax_explain_cache_misses", True)
+        for logger in self._loggers:
+            logger.addFilter(self)
+        self._loggers[0].setLevel(logging.DEBUG)  # where shapes and types are told
+
+    def end(self) -> None:
+        jax.monitoring.unregister_event_listener(self._on_event)
+        jax.monitoring.unregister_event_duration_listener(self._on_duration)
+        jax.config.update("jax_explain_cache_misses", self._explained)
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.removeFilter(self)
+            logger.setLevel(level)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if text.startswith("Compiling ") and " with global shapes and types " in text:
+            name, _, rest = text.removeprefix("Compiling ").partition(" with global shapes and types ")
+            self._types[_plain(name)] = rest.partition(". Argument mapping")[0]
+        elif text.startswith("TRACING CACHE MISS"):
+            self._thread.causes = [*getattr(self._thread, "causes", []), " ".join(text.split())]
+        return record.levelno >= logging.INFO and not text.startswith(self._EXPLANATIONS)
+
+    def _on_event(self, event: str, **details) -> None:
+        # JAX names no function here; the duration that follows in the same thread does.
+        if event == "/jax/compilation_cache/cache_hits":
+            self._thread.cached = True
+
+    def _on_duration(self, event: str, duration_secs: float, **details) -> None:
+        if event != "/jax/core/compile/backend_compile_duration":
+            return
+        name, said = _plain(str(details.get("fun_name", ""))), vars(self._thread)
+        cause = next((cause for cause in said.get("causes", []) if f" {name} " in f"{cause} "), "")
+        found = Compilation(name, self._types.get(name, ""), cause, said.get("cached", False))
+        said.clear()
+        for report in self.reports:
+            report(found)
+
+
+_watch = _Watch()
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("jit(").removesuffix(")")

@@ -34,7 +34,11 @@ class RunConfig:
     buckets: int = 6
     """At most this many padded shapes, and so at most this many compilations of the step."""
     pixels_per_step: int = 300_000
-    """Padded pixels of a batch. Bounds memory and evens out the steps."""
+    """Padded pixels of a batch, over all devices. Bounds memory and evens out the steps."""
+    batch_multiple: int = 1
+    """Batch sizes are multiples of this: give the number of devices, and none has idle rows."""
+    shape_multiple: int = 8
+    """Sides of the padded shapes are multiples of this many pixels."""
     learning_rate: float = 1e-3
     """Peak of the learning rate (AdamW, linear warm-up, then cosine)."""
     warmup: float = 0.05
@@ -56,7 +60,14 @@ class RunConfig:
         Raises:
             UsageError: naming the field, the value and what it may be.
         """
-        for name in ("epochs", "buckets", "pixels_per_step", "save_every"):
+        for name in (
+            "epochs",
+            "buckets",
+            "pixels_per_step",
+            "batch_multiple",
+            "shape_multiple",
+            "save_every",
+        ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("steps", self.steps is None or self.steps >= 1, "at least 1")
         self._require("levels", bool(self.levels) and min(self.levels) >= 1, "one or more integers >= 1")
@@ -70,6 +81,16 @@ class RunConfig:
         if not holds:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} {getattr(self, name)}: must be {expected}")
+
+    @property
+    def bucketing(self) -> dict[str, Any]:
+        """The options of :func:`spp_jax.plan_buckets` for every plan of this run."""
+        return {
+            "max_buckets": self.buckets,
+            "multiple": self.shape_multiple,
+            "pixels_per_step": self.pixels_per_step,
+            "batch_multiple": self.batch_multiple,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for JSON."""

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from spp_jax.buckets import BucketPlan, plan_buckets
 from spp_jax.checkpoints import Checkpoints
-from spp_jax.compilation import BucketExecutables
+from spp_jax.compilation import BucketExecutables, abstract, data_mesh, over_rows, replicated
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.decoding import Photo
 from spp_jax.data.loading import abstract_batch, load_batches
@@ -41,7 +42,10 @@ class Scorer:
         self.config = config
         self.min_size = model.min_size
         self.skipped: dict[int, str] = {}
-        self._graph, self._variables = nnx.split(model)
+        graph, variables = nnx.split(model)
+        self._mesh = data_mesh()
+        self._variables = jax.device_put(variables, replicated(self._mesh))
+        self._forward = forward_executables(graph, self._variables, self._mesh)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Scorer":
@@ -83,15 +87,19 @@ class Scorer:
         self, records: Records, *, progress: Callable[[int], Any] = lambda count: None
     ) -> tuple[np.ndarray, dict[int, str]]:
         """As the function of this name, with a plan made for these records."""
-        config = self.config
-        plan = plan_buckets(records.sizes, config.buckets, pixels_per_step=config.pixels_per_step)
-        return score_records(
-            forward_executables(self._graph, self._variables, plan), self._variables, records, progress
-        )
+        plan = plan_buckets(records.sizes, **self.config.bucketing)
+        return score_records(self._forward, self._variables, records, plan, self._mesh, progress)
 
 
-def forward_executables(graph: nnx.GraphDef, variables: nnx.State, plan: BucketPlan) -> BucketExecutables:
-    """The model in evaluation mode, ``(variables, images) -> scores [batch]``, for every bucket."""
+def forward_executables(graph: nnx.GraphDef, variables: nnx.State, mesh: Mesh) -> BucketExecutables:
+    """The model in evaluation mode, ``(variables, images) -> scores [batch]``, for any bucket.
+
+    Args:
+        graph: the model's static part.
+        variables: the others, or their shapes and dtypes.
+        mesh: as :func:`spp_jax.compilation.data_mesh` makes it.
+    """
+    like = abstract(variables, replicated(mesh))
 
     def forward(variables: nnx.State, images: Padded) -> jax.Array:
         model = nnx.merge(graph, variables, copy=True)
@@ -99,7 +107,9 @@ def forward_executables(graph: nnx.GraphDef, variables: nnx.State, plan: BucketP
         return jax.nn.sigmoid(model(images)[:, 0].astype(jnp.float32))
 
     return BucketExecutables(
-        forward, plan, lambda shape, batch_size: (variables, abstract_batch(shape, batch_size).images)
+        forward,
+        lambda bucket: (like, abstract_batch(bucket, over_rows(mesh)).images),
+        out_shardings=replicated(mesh),
     )
 
 
@@ -107,6 +117,8 @@ def score_records(
     forward: BucketExecutables,
     variables: nnx.State,
     records: Records,
+    plan: BucketPlan,
+    mesh: Mesh,
     progress: Callable[[int], Any] = lambda count: None,
 ) -> tuple[np.ndarray, dict[int, str]]:
     """Score every record exactly once.
@@ -114,20 +126,26 @@ def score_records(
     Args:
         forward: as :func:`forward_executables` makes it.
         variables: of the model.
-        records: pictures that fit the plan of ``forward``.
+        records: pictures.
+        plan: buckets that hold them.
+        mesh: of ``forward``.
         progress: called with the number of pictures done since the last call.
 
     Returns:
         Scores, float32 ``[n]``, NaN where unreadable; and the reasons, by index.
 
     Raises:
+        DoesNotFitError: a batch needs more memory than the device has.
         FloatingPointError: the score of a picture that was read is no number.
     """
     scores = np.full(len(records), np.nan, np.float32)
     skipped: dict[int, str] = {}
-    specs = in_order(forward.plan.assign(records.sizes), forward.plan)
-    for spec, batch, failed in load_batches(records, forward.plan, specs):
-        found = np.asarray(forward[spec.bucket].call(variables, jax.device_put(batch.images)))
+    specs = in_order(plan.assign(records.sizes), plan)
+    for _ in forward.compile_all(spec.bucket for spec in specs):  # several at a time
+        pass
+    for spec, batch, failed in load_batches(records, specs, devices=mesh.size):
+        images = jax.device_put(batch.images, over_rows(mesh))
+        found = np.asarray(forward[spec.bucket].call(variables, images))
         read = [row for row, index in enumerate(spec.rows) if index not in failed]
         if not np.isfinite(found[read]).all():
             raise FloatingPointError("the model gives scores that are no numbers: its training diverged")

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import itertools
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -20,10 +19,12 @@ import numpy as np
 from flax import nnx
 
 from spp_jax.bins import Level, normalize_levels
+from spp_jax.compilation import Compilation, watch_compilations
 from spp_jax.padded import Padded, pad_batch
 
 __all__ = [
     "Compilations",
+    "assert_no_compilations",
     "assert_padding_exact",
     "count_compilations",
     "lone_tensors",
@@ -284,27 +285,32 @@ def count_compilations() -> Iterator[Compilations]:
 
         with count_compilations() as count:
             run()
-        assert count.compiled["step"] == len(plan.shapes)
+        assert count.compiled["step"] == len(plan.buckets)
     """
     count = Compilations()
-    thread = threading.local()
 
-    def on_event(event: str, **details) -> None:
-        # JAX names no function here; the duration that follows in the same thread does.
-        if event == "/jax/compilation_cache/cache_hits":
-            thread.hit = True
+    def add(compilation: Compilation) -> None:
+        (count.cached if compilation.cached else count.compiled)[compilation.name] += 1
 
-    def on_duration(event: str, duration_secs: float, **details) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            name = details.get("fun_name", "")
-            name = name.removeprefix("jit(").removesuffix(")")
-            (count.cached if getattr(thread, "hit", False) else count.compiled)[name] += 1
-            thread.hit = False
-
-    jax.monitoring.register_event_listener(on_event)
-    jax.monitoring.register_event_duration_secs_listener(on_duration)
-    try:
+    with watch_compilations(add):
         yield count
-    finally:
-        jax.monitoring.unregister_event_listener(on_event)
-        jax.monitoring.unregister_event_duration_listener(on_duration)
+
+
+@contextlib.contextmanager
+def assert_no_compilations() -> Iterator[None]:
+    """Assert that nothing is compiled, nor read from the persistent cache, by any thread.
+
+    Warm up first: run once what is to run without compiling. ::
+
+        step(batch)
+        with assert_no_compilations():
+            step(another_batch)
+
+    Raises:
+        AssertionError: names function, shapes and cause of each compilation.
+    """
+    found: list[Compilation] = []
+    with watch_compilations(found.append):
+        yield
+    if found:
+        raise AssertionError("\n".join(map(str, found)))

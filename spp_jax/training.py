@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 
-from spp_jax.compilation import BucketExecutables
+from spp_jax.compilation import BucketExecutables, abstract, over_rows, replicated
 from spp_jax.config import RunConfig
 from spp_jax.data.loading import Batch, abstract_batch, load_batches
 from spp_jax.data.records import Records
@@ -124,20 +125,29 @@ def train_step(
 def step_executables(
     graph: nnx.GraphDef,
     optimizer: optax.GradientTransformation,
-    schedule: Schedule,
+    mean_batch: float,
     state: TrainState,
+    mesh: Mesh,
 ) -> BucketExecutables:
-    """:func:`train_step` as ``(state, batch) -> (state, metrics)``, for every bucket of the plan."""
+    """:func:`train_step` as ``(state, batch) -> (state, metrics)``, for any bucket.
+
+    Args:
+        graph: the model's static part.
+        optimizer: of its parameters.
+        mean_batch: the schedule's constant.
+        state: or its shapes and dtypes. It is donated: not to be used again after a step.
+        mesh: every device has the whole state and its share of a batch's rows.
+    """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        return train_step(graph, optimizer, schedule.mean_batch, state, batch)
+        return train_step(graph, optimizer, mean_batch, state, batch)
 
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    like = abstract(state, replicated(mesh))
     return BucketExecutables(
         step,
-        schedule.plan,
-        lambda shape, batch_size: (like, abstract_batch(shape, batch_size)),
+        lambda bucket: (like, abstract_batch(bucket, over_rows(mesh))),
         donate_argnums=(0,),
+        out_shardings=replicated(mesh),
     )
 
 
@@ -146,6 +156,7 @@ def fit(
     state: TrainState,
     records: Records,
     schedule: Schedule,
+    mesh: Mesh,
     *,
     start: int,
     stop: int,
@@ -158,6 +169,7 @@ def fit(
         state: before step ``start``; donated, not to be used again.
         records: what the schedule draws from.
         schedule: which batch each step takes.
+        mesh: of ``executables``.
         start: the first step, counted from 0.
         stop: one past the last.
         after_step: called with the number of steps done, the state, and of the step its mean
@@ -170,16 +182,16 @@ def fit(
     Raises:
         FloatingPointError: a loss is not finite; names the step, its bucket and its pictures.
     """
-    batches = load_batches(records, schedule.plan, schedule.steps(start, stop))
+    batches = load_batches(records, schedule.steps(start, stop), devices=mesh.size)
     for done, (spec, batch, failed) in enumerate(batches, start + 1):
-        on_device = jax.device_put(batch)
+        on_device = jax.device_put(batch, over_rows(mesh))
         with jax.transfer_guard("disallow"):
             state, sums = executables[spec.bucket].call(state, on_device)
         loss, correct, pictures = map(float, jax.device_get(sums))
         if not math.isfinite(loss):
             names = ", ".join(records.ids[index] for index in spec.rows)
             raise FloatingPointError(
-                f"the loss of step {done} is {loss} (bucket {schedule.plan.shapes[spec.bucket]}, pictures "
+                f"the loss of step {done} is {loss} (bucket {spec.bucket}, pictures "
                 f"{names}): lower --learning-rate; the checkpoints before it stand"
             )
         metrics = {

@@ -28,11 +28,20 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def noise_records(
-    count: int = 40, *, low: int = 20, high: int = 60, groups: int = 10, seed: int = 0
+    count: int = 40,
+    *,
+    low: int = 20,
+    high: int = 60,
+    groups: int = 10,
+    seed: int = 0,
+    distinct: bool = False,
 ) -> Records:
     """Grey pictures of many sizes, each as noisy as its score is low."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(low, high, (count, 2))
+    if distinct:
+        side = high - low
+        sizes = low + np.stack(np.divmod(rng.choice(side**2, count, replace=False), side), axis=1)
     scores = rng.uniform(0, 1, count).astype(np.float32)
     pictures = [
         png((128 + rng.uniform(-120, 120, (*size, 3)) * (1 - score)).astype(np.uint8))

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from spp_jax import BucketPlan, Scorer, create_model
+from spp_jax import Bucket, BucketPlan, Scorer, create_model
 from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.training import create_optimizer
 
-PLAN = BucketPlan(((32, 48),), (2,))
+PLAN = BucketPlan((Bucket((32, 48), 2),))
 ABOUT = About(RunConfig(steps=3, levels=(1, 3)), PLAN, "0123")
 
 

@@ -120,6 +120,48 @@ class TestTrain:
         assert "MiB" in printed
         assert not (tmp_path / "run").exists()
 
+    def test_the_plan_is_left_in_the_folder_and_serves_another_run(self, trained, call, tmp_path):
+        plan = trained / "buckets.json"
+        assert (trained / "buckets.png").stat().st_size > 1000
+        run = tmp_path / "run"
+        status, _, said = call(train, "--data", "noise", "--plan", plan, "--steps", 1, "--out", run)
+        assert status == 0
+        assert "2 buckets" in said
+        assert (run / "buckets.json").read_text() == plan.read_text()
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("{", "this is no bucket plan"),
+            (
+                '{"format": 1, "buckets": [{"shape": [24, 24], "batch_size": 1}]}',
+                "is larger than every bucket [[24, 24]]",
+            ),
+        ],
+    )
+    def test_a_plan_that_does_not_fit_is_said_in_a_line(self, call, tmp_path, text, said):
+        (tmp_path / "plan.json").write_text(text)
+        arguments = [*QUICK, "--plan", tmp_path / "plan.json", "--out", tmp_path / "run"]
+        status, _, error = call(train, *arguments)
+        assert status == 2
+        assert said in error
+        assert error.startswith(f"train.py: --plan {tmp_path / 'plan.json'}: ")
+        assert error.count("\n") == 1
+
+    def test_buckets_that_do_not_fit_the_memory_are_named_before_training(self, call, tmp_path, monkeypatch):
+        monkeypatch.setattr(train, "device_memory", lambda device: 2**20)
+        status, _, said = call(train, *QUICK, "--out", tmp_path / "run")
+        assert status == 2
+        assert "these do not fit the memory of 1 MiB of cpu: step, bucket " in said
+        assert "Lower --pixels-per-step" in said
+        assert not (tmp_path / "run").exists()
+
+    def test_a_batch_larger_than_a_step_may_be_is_said(self, call, tmp_path):
+        arguments = [*QUICK[:-1], 5000, "--batch-multiple", 2, "--dry-run", "--out", tmp_path / "run"]
+        status, _, said = call(train, *arguments)
+        assert status == 0
+        assert "a batch of 2 of 64x64 has 8,192 pixels, more than --pixels-per-step 5,000" in said
+
     def test_pictures_that_cannot_be_read_are_named_listed_and_told_by_the_status(
         self, call, tmp_path, monkeypatch
     ):
@@ -346,6 +388,48 @@ sys.exit(train.main(sys.argv[1:]))
         lines = [line for line in read_journal(folder) if "loss" in line]
         assert lines == [line for line in read_journal(uninterrupted) if "loss" in line]
         assert [line["step"] for line in lines] == list(range(1, self.STEPS + 1))
+
+
+MANY_SHAPES = """
+import collections, json, sys
+import jax
+from conftest import noise_records
+import spp_jax.data, train
+from spp_jax.testing import count_compilations
+spp_jax.data._DATASETS["noise"] = lambda *_: noise_records(840, distinct=True)
+events = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rsplit("/", 1)[-1]]))
+with count_compilations() as count:
+    status = train.main(sys.argv[1:])
+print(json.dumps([status, count.compiled["step"], count.cached["step"], events["cache_misses"]]))
+"""
+
+
+def test_hundreds_of_shapes_compile_once_a_bucket_in_use_and_a_second_start_misses_nothing(tmp_path):
+    """At least 500 distinct shapes in the training part; the whole command line, in processes of its own."""
+    sizes = noise_records(840, distinct=True).sizes
+    assert len(np.unique(sizes, axis=0)) == 840  # of which three fifths are trained on
+    here = Path(__file__).parent
+    results = []
+    for run in ("first", "second"):
+        options = ["--data", "noise", "--buckets", "3", "--pixels-per-step", "60000", "--epochs", "1"]
+        ran = subprocess.run(
+            [sys.executable, "-c", MANY_SHAPES, *options, "--out", str(tmp_path / run)],
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
+                "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
+            },
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stderr
+        results.append(json.loads(ran.stdout.splitlines()[-1]))
+        assert "CompilationWarning" not in ran.stderr
+    (status, compiled, cached, misses), second = results
+    assert (status, compiled, cached) == (0, 3, 0)
+    assert misses > 0
+    assert second == [0, 0, 3, 0]
 
 
 def test_help_shows_type_default_and_meaning_of_every_field(call):

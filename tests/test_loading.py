@@ -16,11 +16,11 @@ PLAN = plan_buckets(RECORDS.sizes, 3, pixels_per_step=20_000)
 def test_batches_hold_the_decoded_pictures_padded_in_order_with_filler_of_weight_0():
     specs = in_order(PLAN.assign(RECORDS.sizes), PLAN)
     seen = []
-    for spec, (loaded_spec, batch, failed) in zip(specs, load_batches(RECORDS, PLAN, specs), strict=True):
+    for spec, (loaded_spec, batch, failed) in zip(specs, load_batches(RECORDS, specs), strict=True):
         assert loaded_spec == spec
         assert not failed
-        shape, size = PLAN.shapes[spec.bucket], PLAN.batch_sizes[spec.bucket]
-        expected = abstract_batch(shape, size)
+        size = spec.bucket.batch_size
+        expected = abstract_batch(spec.bucket)
         assert batch.images.values.shape == expected.images.values.shape
         assert batch.images.values.dtype == np.uint8
         for row, index in enumerate(spec.rows):
@@ -41,7 +41,7 @@ def test_mirrored_rows_are_flipped_left_to_right():
     schedule = Schedule(RECORDS.sizes, PLAN, seed=0, flip=True)
     specs = list(schedule.steps(0, schedule.steps_per_epoch))
     assert any(mirrored for spec in specs for mirrored in spec.mirrored)
-    for spec, batch, _ in load_batches(RECORDS, PLAN, specs):
+    for spec, batch, _ in load_batches(RECORDS, specs):
         for row, (index, mirrored) in enumerate(zip(spec.rows, spec.mirrored, strict=True)):
             pixels = decode(RECORDS.photo(index))
             found = np.asarray(batch.images.values)[row, : pixels.shape[0], : pixels.shape[1]]
@@ -55,7 +55,7 @@ def test_a_picture_that_fails_leaves_a_row_of_weight_0_and_its_reason():
     )
     specs = in_order(PLAN.assign(records.sizes), PLAN)
     reasons, pictures = {}, 0
-    for spec, batch, failed in load_batches(records, PLAN, specs):
+    for spec, batch, failed in load_batches(records, specs):
         reasons |= failed
         pictures += int(np.asarray(batch.weights).sum())
         for row, index in enumerate(spec.rows):
@@ -76,7 +76,7 @@ def test_decoding_runs_a_bounded_way_ahead_and_its_threads_end_with_the_consumer
 
     records = Records(RECORDS.ids, RECORDS.sizes, photo, RECORDS.scores, RECORDS.groups)
     plan = plan_buckets(records.sizes, 1)  # batches of one
-    batches = load_batches(records, plan, in_order(plan.assign(records.sizes), plan), workers=2)
+    batches = load_batches(records, in_order(plan.assign(records.sizes), plan), workers=2)
     next(batches)
     batches.close()
     assert len(asked) <= 6

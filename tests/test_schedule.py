@@ -21,8 +21,8 @@ def test_an_epoch_sees_every_picture_exactly_once_in_its_own_bucket(schedule):
         specs = list(schedule.steps(first, first + schedule.steps_per_epoch))
         assert sorted(i for spec in specs for i in spec.rows) == list(range(103))
         for spec in specs:
-            assert 1 <= len(spec.rows) <= PLAN.batch_sizes[spec.bucket]
-            assert (PLAN.assign(SIZES)[list(spec.rows)] == spec.bucket).all()
+            assert 1 <= len(spec.rows) <= spec.bucket.batch_size
+            assert {PLAN.buckets[i] for i in PLAN.assign(SIZES)[list(spec.rows)]} == {spec.bucket}
 
 
 def test_a_step_is_a_pure_function_of_its_number(schedule):
@@ -50,6 +50,15 @@ def test_mean_batch_is_the_normaliser_under_which_every_picture_weighs_the_same(
         for spec in schedule.steps(0, schedule.steps_per_epoch)
     ]
     assert np.mean(steps) == pytest.approx(losses.mean())
+
+
+def test_knows_the_buckets_in_use_and_what_an_epoch_wastes_filler_rows_included(schedule):
+    assert set(schedule.buckets) == set(PLAN.buckets)
+    large = SIZES[PLAN.assign(SIZES) == 3]
+    only = Schedule(large, PLAN, seed=0, flip=False)
+    assert only.buckets == PLAN.buckets[3:]
+    computed = only.steps_per_epoch * PLAN.buckets[3].pixels
+    assert only.waste == pytest.approx(1 - large.prod(axis=1).sum() / computed)
 
 
 def test_in_order_counts_every_picture_once_for_an_evaluation():

@@ -1,13 +1,15 @@
+import jax
 import numpy as np
 import pytest
 from conftest import noise_records, png
 from flax import nnx
 
 from spp_jax import Scorer, create_model, plan_buckets
+from spp_jax.compilation import data_mesh, replicated
 from spp_jax.config import RunConfig
 from spp_jax.data.decoding import decode
 from spp_jax.scoring import forward_executables, score_records
-from spp_jax.testing import count_compilations
+from spp_jax.testing import assert_no_compilations, count_compilations
 
 RECORDS = noise_records()
 
@@ -39,20 +41,26 @@ def test_paths_bytes_and_pixels_are_scored_alike_in_the_order_given(scorer, tmp_
 def test_any_plan_gives_the_same_scores(model):
     model.eval()
     graph, variables = nnx.split(model)
+    mesh = data_mesh()
+    variables = jax.device_put(variables, replicated(mesh))
+    forward = forward_executables(graph, variables, mesh)
     scores = []
     for most, pixels in ((1, 1), (3, 30_000), (6, 8_000)):
         plan = plan_buckets(RECORDS.sizes, most, pixels_per_step=pixels)
-        found, skipped = score_records(forward_executables(graph, variables, plan), variables, RECORDS)
+        found, skipped = score_records(forward, variables, RECORDS, plan, mesh)
         assert not skipped
         scores.append(found)
     for found in scores[1:]:
         np.testing.assert_allclose(found, scores[0], rtol=1e-4)
 
 
-def test_one_compilation_a_bucket(scorer):
+def test_one_compilation_a_bucket_and_none_for_buckets_met_before(model):
+    scorer = Scorer(model, RunConfig(buckets=3, pixels_per_step=20_000))
     with count_compilations() as count:
         scorer.score_records(RECORDS)
     assert count.compiled["forward"] + count.cached["forward"] == len(plan_buckets(RECORDS.sizes, 3).shapes)
+    with assert_no_compilations():
+        scorer.score_records(RECORDS)
 
 
 def test_what_cannot_be_scored_is_nan_with_its_reason_and_costs_the_others_nothing(scorer):

@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,12 @@ from flax import nnx
 
 from spp_jax.layers import Conv
 from spp_jax.padded import Padded
-from spp_jax.testing import assert_padding_exact, count_compilations, pyramid_pool_reference
+from spp_jax.testing import (
+    assert_no_compilations,
+    assert_padding_exact,
+    count_compilations,
+    pyramid_pool_reference,
+)
 
 
 class LeakyConv(Conv):
@@ -64,3 +71,30 @@ def test_count_compilations_counts_by_name_and_once_per_shape():
     assert count.compiled["doubled_for_counting"] == 3
     doubled_for_counting(jnp.zeros(6))
     assert count.compiled["doubled_for_counting"] == 3
+
+
+def test_assert_no_compilations_names_function_shapes_and_cause():
+    @jax.jit
+    def tripled(x):
+        return 3 * x
+
+    tripled(np.zeros(3, np.float32))
+    with assert_no_compilations():
+        tripled(np.ones(3, np.float32))
+    with pytest.raises(AssertionError) as caught, assert_no_compilations():
+        tripled(np.zeros(4, np.float32))
+    said = str(caught.value)
+    assert said.startswith("tripled was compiled for (ShapedArray(float32[4]),). TRACING CACHE MISS at ")
+    assert "different input types: * at x, now f32[4] and before f32[3]" in said
+
+
+def test_assert_no_compilations_sees_other_threads():
+    def quadrupled(x):
+        return 4 * x
+
+    with (
+        pytest.raises(AssertionError, match="quadrupled was compiled"),
+        assert_no_compilations(),
+        ThreadPoolExecutor() as pool,
+    ):
+        pool.submit(jax.jit(quadrupled), np.zeros(3, np.float32)).result()

@@ -8,7 +8,7 @@ import pytest
 from conftest import noise_records
 
 from spp_jax import plan_buckets
-from spp_jax.compilation import use_compilation_cache
+from spp_jax.compilation import data_mesh, use_compilation_cache
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.loading import load_batches
 from spp_jax.data.records import Records
@@ -18,7 +18,8 @@ from spp_jax.training import create_optimizer, create_state, fit, score_loss, st
 
 RECORDS = noise_records()
 CONFIG = RunConfig(buckets=3, pixels_per_step=20_000, learning_rate=1e-3)
-PLAN = plan_buckets(RECORDS.sizes, CONFIG.buckets, pixels_per_step=CONFIG.pixels_per_step)
+PLAN = plan_buckets(RECORDS.sizes, **CONFIG.bucketing)
+MESH = data_mesh()
 
 
 @dataclasses.dataclass
@@ -31,7 +32,7 @@ class Run:
     def __post_init__(self):
         self.optimizer = create_optimizer(CONFIG, 2 * self.schedule.steps_per_epoch)
         self.graph, self.state = create_state(CONFIG, self.optimizer)
-        self.step = step_executables(self.graph, self.optimizer, self.schedule, self.state)
+        self.step = step_executables(self.graph, self.optimizer, self.schedule.mean_batch, self.state, MESH)
 
     def fit(self, start: int, stop: int) -> list[dict]:
         seen = []
@@ -41,7 +42,14 @@ class Run:
             return False
 
         self.state = fit(
-            self.step, self.state, self.records, self.schedule, start=start, stop=stop, after_step=after_step
+            self.step,
+            self.state,
+            self.records,
+            self.schedule,
+            MESH,
+            start=start,
+            stop=stop,
+            after_step=after_step,
         )
         return seen
 
@@ -79,7 +87,7 @@ def test_a_second_start_with_the_same_cache_compiles_no_step(schedule, tmp_path)
             jax.clear_caches()
             run = Run(schedule)
             with count_compilations() as count:
-                list(run.step.compile_all())
+                list(run.step.compile_all(PLAN.buckets))
             counts.append((count.compiled["step"], count.cached["step"]))
         assert counts == [(3, 0), (0, 3)]
     finally:
@@ -109,7 +117,7 @@ def test_every_picture_weighs_the_same_in_an_epochs_gradient(schedule, x64):
 
     plain = Schedule(RECORDS.sizes, PLAN, seed=0, flip=False)
     steps, sizes = [], []
-    for _, batch, _ in load_batches(RECORDS, PLAN, plain.steps(0, plain.steps_per_epoch)):
+    for _, batch, _ in load_batches(RECORDS, plain.steps(0, plain.steps_per_epoch)):
         steps.append(jax.grad(lambda w, b=batch: b.weights @ losses(w, b) / plain.mean_batch)(weights))
         sizes.append(int(batch.weights.sum()))
     assert len(set(sizes)) > 1  # else nothing is shown
@@ -117,7 +125,7 @@ def test_every_picture_weighs_the_same_in_an_epochs_gradient(schedule, x64):
     one_by_one = Schedule(RECORDS.sizes, alone, seed=1, flip=False)
     lone = [
         jax.grad(lambda w, b=batch: losses(w, b).sum())(weights)
-        for _, batch, _ in load_batches(RECORDS, alone, one_by_one.steps(0, len(RECORDS)))
+        for _, batch, _ in load_batches(RECORDS, one_by_one.steps(0, len(RECORDS)))
     ]
     assert len(lone) == len(RECORDS)
     np.testing.assert_allclose(np.mean(steps, 0), np.mean(lone, 0), rtol=1e-5)  # uint8 sums in float32
@@ -125,7 +133,7 @@ def test_every_picture_weighs_the_same_in_an_epochs_gradient(schedule, x64):
 
 def test_filler_rows_change_neither_parameters_nor_statistics(schedule):
     run = Run(schedule)
-    spec, batch, _ = next(load_batches(RECORDS, PLAN, schedule.steps(0, 1)))
+    spec, batch, _ = next(load_batches(RECORDS, schedule.steps(0, 1)))
     batch = jax.tree.map(jnp.asarray, batch)
     more = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]), batch)
     found, expected = (
@@ -151,7 +159,7 @@ def test_a_step_without_any_readable_picture_keeps_the_state_finite(schedule):
 def test_stopping_early_ends_with_the_state_after_that_step(schedule):
     run, other = Run(schedule), Run(schedule)
     stopped = fit(
-        run.step, run.state, RECORDS, schedule, start=0, stop=20, after_step=lambda done, *_: done == 3
+        run.step, run.state, RECORDS, schedule, MESH, start=0, stop=20, after_step=lambda done, *_: done == 3
     )
     other.fit(0, 3)
     jax.tree.map(np.testing.assert_array_equal, stopped, other.state)

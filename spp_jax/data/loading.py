@@ -4,12 +4,13 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
-from spp_jax.buckets import BucketPlan
+from spp_jax.buckets import Bucket
 from spp_jax.data.decoding import UnreadableError, decode
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import BatchSpec
@@ -42,16 +43,24 @@ class Loaded(NamedTuple):
     failed: dict[int, str]
 
 
-def abstract_batch(shape: tuple[int, ...], batch_size: int) -> Batch:
-    """Shapes and dtypes of a bucket's batches, to compile for."""
-    image = jax.ShapeDtypeStruct((batch_size, *shape, 3), np.uint8)
-    sizes = jax.ShapeDtypeStruct((batch_size, len(shape)), np.int32)
-    row = jax.ShapeDtypeStruct((batch_size,), np.float32)
-    return Batch(Padded(image, sizes), row, row)  # pyright: ignore[reportArgumentType]
+def abstract_batch(bucket: Bucket, sharding: NamedSharding | None = None) -> Batch:
+    """Shapes and dtypes of a bucket's batches, to compile for.
+
+    Args:
+        bucket: its global batches.
+        sharding: over the rows, which are filled up so that the devices divide them.
+    """
+
+    def array(dtype, *shape: int) -> Any:
+        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+
+    rows = _rows(bucket, sharding.mesh.size if sharding else 1)
+    images = Padded(array(np.uint8, *bucket.shape, 3), array(np.int32, len(bucket.shape)))
+    return Batch(images, array(np.float32), array(np.float32))
 
 
 def load_batches(
-    records: Records, plan: BucketPlan, specs: Iterable[BatchSpec], *, workers: int | None = None
+    records: Records, specs: Iterable[BatchSpec], *, devices: int = 1, workers: int | None = None
 ) -> Generator[Loaded, None, None]:
     """Decode and pad the batches that ``specs`` names, in that order.
 
@@ -60,8 +69,8 @@ def load_batches(
 
     Args:
         records: the pictures.
-        plan: the buckets that ``specs`` refers to.
         specs: which batches; consumed a few ahead.
+        devices: rows of weight 0 fill a batch up to a multiple of this.
         workers: decoding threads (Pillow releases the interpreter lock); None: one per core.
 
     Yields:
@@ -71,7 +80,7 @@ def load_batches(
         waiting = deque()
         try:
             for spec in specs:
-                waiting.append(pool.submit(_load, records, plan, spec))
+                waiting.append(pool.submit(_load, records, spec, devices))
                 if len(waiting) > _AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -81,10 +90,14 @@ def load_batches(
                 future.cancel()
 
 
-def _load(records: Records, plan: BucketPlan, spec: BatchSpec) -> Loaded:
-    batch_size = plan.batch_sizes[spec.bucket]
-    pictures = [np.zeros((0, 0, 3), np.uint8)] * batch_size
-    scores, weights = np.zeros(batch_size, np.float32), np.zeros(batch_size, np.float32)
+def _rows(bucket: Bucket, devices: int) -> int:
+    return -(-bucket.batch_size // devices) * devices
+
+
+def _load(records: Records, spec: BatchSpec, devices: int) -> Loaded:
+    rows = _rows(spec.bucket, devices)
+    pictures = [np.zeros((0, 0, 3), np.uint8)] * rows
+    scores, weights = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
     failed = {}
     for row, (index, mirrored) in enumerate(zip(spec.rows, spec.mirrored, strict=True)):
         try:
@@ -99,5 +112,5 @@ def _load(records: Records, plan: BucketPlan, spec: BatchSpec) -> Loaded:
             continue
         pictures[row] = picture[:, ::-1] if mirrored else picture
         scores[row], weights[row] = records.scores[index], 1
-    images = pad_batch(pictures, plan.shapes[spec.bucket])
+    images = pad_batch(pictures, spec.bucket.shape)
     return Loaded(spec, Batch(images, scores, weights), failed)  # pyright: ignore[reportArgumentType]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from spp_jax.buckets import BucketPlan
+from spp_jax.buckets import Bucket, BucketPlan
 
 __all__ = ["BatchSpec", "Schedule", "in_order"]
 
@@ -20,13 +20,13 @@ class BatchSpec:
     """Which pictures make a batch.
 
     Attributes:
-        bucket: index into the plan.
+        bucket: of the plan.
         rows: indices into the records; fewer than the bucket's batch size where the last batch of a
             bucket is not full (the rest are filler rows of weight 0).
         mirrored: bool, one per row.
     """
 
-    bucket: int
+    bucket: Bucket
     rows: tuple[int, ...]
     mirrored: tuple[bool, ...]
 
@@ -42,12 +42,20 @@ class Schedule:
             plan: the buckets and their batch sizes.
             seed: of all that is drawn.
             flip: mirror each picture in half of the epochs, at random.
+
+        Raises:
+            ValueError: a record is larger than every bucket.
         """
         self._homes = plan.assign(sizes)
         self.plan = plan
         self._seed = seed
         self._flip = flip
-        self.steps_per_epoch = len(in_order(self._homes, plan))
+        epoch = in_order(self._homes, plan)
+        self.steps_per_epoch = len(epoch)
+        self.buckets = tuple(dict.fromkeys(spec.bucket for spec in epoch))
+        """Those in use, each with one program to compile."""
+        self.waste = float(1 - np.prod(sizes, axis=1).sum() / sum(spec.bucket.pixels for spec in epoch))
+        """Share of the pixels of an epoch's batches that are no picture's, filler rows included."""
         self.mean_batch = len(self._homes) / self.steps_per_epoch
         """Pictures per step, averaged over an epoch. A loss that divides each batch's sum by this
         constant gives every picture the same weight in an epoch's gradient, whatever its bucket."""
@@ -86,10 +94,11 @@ def in_order(
     order = np.arange(len(homes)) if order is None else order
     mirrored = np.zeros(len(homes), bool) if mirrored is None else mirrored
     batches = []
-    for bucket, size in enumerate(plan.batch_sizes):
-        members = order[homes[order] == bucket]
+    for number, bucket in enumerate(plan.buckets):
+        members = order[homes[order] == number]
         batches += (
             BatchSpec(bucket, tuple(rows.tolist()), tuple(mirrored[rows].tolist()))
-            for rows in (members[i : i + size] for i in range(0, len(members), size))
+            for rows in np.split(members, range(bucket.batch_size, len(members), bucket.batch_size))
+            if len(rows)
         )
     return batches
