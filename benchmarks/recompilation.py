@@ -49,6 +49,7 @@ from spp_jax.data.schedule import BatchSpec, in_order
 from spp_jax.training import create_optimizer, create_state, train_step
 
 VERSION = 1
+PROGRESS = "progress.json"
 PER_SHAPE, LARGEST, POWERS = "one jit per shape", "pad to the largest", "powers of two"
 WARP, EXPORT, NAIVE, MIXED = "warp to 224", "polymorphic export", "12 planned, no masks", "mixed or one shape"
 
@@ -277,6 +278,8 @@ def run_row(row: str, cache: str, options: Options) -> dict[str, Any]:
     def epoch(state):
         for bucket, batch in batches:
             state, _ = executables[bucket].call(state, jax.device_put(batch, everywhere))
+            so_far = {"programs": len(executables), "seconds": time.perf_counter() - start}
+            (Path(cache) / PROGRESS).write_text(json.dumps(so_far))  # should the process die
         return jax.block_until_ready(state)
 
     state = epoch(state)
@@ -350,7 +353,15 @@ def measure(row: str, options: Options) -> dict[str, Any]:
             child = subprocess.run(command, capture_output=True, text=True, env=environment)
             if child.returncode:
                 raised = re.findall(r"^[\w.]+: .+", child.stderr, re.MULTILINE)
-                return {"error": raised[-1] if raised else f"status {child.returncode}"}
+                if raised:
+                    return {"error": raised[-1]}
+                so_far = json.loads((Path(cache) / PROGRESS).read_text())
+                return {
+                    "error": f"the process died (status {child.returncode}) with {so_far['programs']} programs "
+                    f"after {so_far['seconds']:.0f} s",
+                    "died": so_far,
+                    **({"cold": runs[0]} if runs else {}),
+                }
             runs.append(json.loads(child.stdout.splitlines()[-1]))
     if row == MIXED:
         return runs[0]
@@ -366,16 +377,16 @@ def break_even(result: dict, base: dict, images: int) -> float | None:
 
 def columns(result: dict[str, Any], options: Options, true_pixels: int) -> dict[str, str]:
     """What the table says of a row, by heading."""
-    cold, disk = result["cold"], result["disk"]
+    cold, disk = result["cold"], result.get("disk")
     warm, after = cold["warm_epoch"], result.get("pays_after_steps")
     return {
         "programs": f"{cold['programs']}",
         "trace s": f"{cold['tracing']:.1f}",
         "lower s": f"{cold['lowering']:.1f}",
         "compile s": f"{cold['compiling']:.1f}",
-        "read s": f"{disk['reading']:.1f}",
+        "read s": f"{disk['reading']:.1f}" if disk else "died",
         "cold s": f"{cold['first_epoch']:.1f}",
-        "on disk s": f"{disk['first_epoch']:.1f}",
+        "on disk s": f"{disk['first_epoch']:.1f}" if disk else "died",
         "warm s": f"{warm:.1f}",
         "padded": "warped" if cold["padded"] is None else f"{cold['padded']:.1%}",
         "images/s": f"{options.images / warm:.1f}",
@@ -408,7 +419,7 @@ def draw(results: dict[str, dict], options: Options, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = [row for row in results if "cold" in results[row]]
+    rows = [row for row in results if "disk" in results[row]]
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
