@@ -357,8 +357,8 @@ def measure(row: str, options: Options) -> dict[str, Any]:
                     return {"error": raised[-1]}
                 so_far = json.loads((Path(cache) / PROGRESS).read_text())
                 return {
-                    "error": f"the process died (status {child.returncode}) with {so_far['programs']} programs "
-                    f"after {so_far['seconds']:.0f} s",
+                    "error": f"the process died (status {child.returncode}) with {so_far['programs']} "
+                    f"programs after {so_far['seconds']:.0f} s",
                     "died": so_far,
                     **({"cold": runs[0]} if runs else {}),
                 }
