@@ -80,7 +80,6 @@ class Job:
 
     config: RunConfig
     mesh: Mesh
-    plan: BucketPlan
     parts: dict[str, Records]
     skipped: dict[str, str]
     schedule: Schedule
@@ -138,7 +137,7 @@ def _prepare(options: Options) -> Job:
     plan = _plan(options, records)
     schedule = Schedule(parts["train"].sizes, plan, seed=config.seed, flip=config.flip)
     total_steps = config.steps or config.epochs * schedule.steps_per_epoch
-    return Job(config, data_mesh(), plan, parts, skipped, schedule, total_steps)
+    return Job(config, data_mesh(), parts, skipped, schedule, total_steps)
 
 
 def _plan(options: Options, records: Records) -> BucketPlan:
@@ -185,8 +184,8 @@ def _dry_run(job: Job) -> int:
     step = step_executables(graph, optimizer, job.schedule.mean_batch, state, job.mesh)
     print(_describe(job))
     print("\n  bucket (h x w)   batch   pictures   batches/epoch   memory of a step   compiled in")
-    homes = job.plan.assign(job.parts["train"].sizes)
-    pictures = {bucket: int((homes == i).sum()) for i, bucket in enumerate(job.plan.buckets)}
+    homes = job.schedule.plan.assign(job.parts["train"].sizes)
+    pictures = {bucket: int((homes == i).sum()) for i, bucket in enumerate(job.schedule.plan.buckets)}
 
     def line(bucket: Bucket, memory: str, seconds: str) -> None:
         height, width = bucket.shape
@@ -203,7 +202,7 @@ def _dry_run(job: Job) -> int:
 def _train(job: Job, options: Options) -> int:
     config, folder, schedule = job.config, options.folder(), job.schedule
     train, validation = job.parts["train"], job.parts["validation"]
-    about = About(config, job.plan, train.digest())
+    about = About(config, schedule.plan, train.digest())
     optimizer = create_optimizer(config, job.total_steps)
     graph, state = create_state(config, optimizer)
     state = jax.device_put(state, replicated(job.mesh))
@@ -357,25 +356,27 @@ def _say_compiled(bucket: Bucket, memory: str, seconds: str) -> None:
 
 def _describe_buckets(job: Job, folder: Path) -> None:
     """Leave the plan in the run's folder: for --plan of other runs, and as a picture."""
-    (folder / "buckets.json").write_text(job.plan.to_json() + "\n")
+    (folder / "buckets.json").write_text(job.schedule.plan.to_json() + "\n")
     sizes = np.concatenate([records.sizes for records in job.parts.values()])
     with contextlib.suppress(ModuleNotFoundError):  # said once, where the curves are drawn
-        job.plan.draw(sizes, folder / "buckets.png", title=job.config.data)
+        job.schedule.plan.draw(sizes, folder / "buckets.png", title=job.config.data)
 
 
 class _Judge:
     """Scores validation and test part with the parameters of the moment, in the buckets of the run."""
 
     def __init__(self, graph: nnx.GraphDef, state: TrainState, job: Job):
-        self._job = job
+        self._plan, self._mesh = job.schedule.plan, job.mesh
         self.forward = forward_executables(graph, _parts_of(state)[0], job.mesh)
         judged = np.concatenate([job.parts[split].sizes for split in ("validation", "test")])
-        self.buckets = tuple(job.plan.buckets[i] for i in np.unique(job.plan.assign(judged)))
+        self.buckets = tuple(
+            job.schedule.plan.buckets[i] for i in np.unique(job.schedule.plan.assign(judged))
+        )
 
     def __call__(self, state: TrainState, records: Records) -> tuple[np.ndarray, dict[str, str]]:
         """Scores, and the reason for each photograph that could not be read, by its id."""
         variables = _parts_of(state)[0]
-        scores, failed = score_records(self.forward, variables, records, self._job.plan, self._job.mesh)
+        scores, failed = score_records(self.forward, variables, records, self._plan, self._mesh)
         if len(failed) == len(records):
             raise UsageError(f"not one of the {len(records)} photographs to judge by could be read")
         return scores, {records.ids[index]: reason for index, reason in failed.items()}

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 import tyro
+from photo_sizes import read_sizes, scaled
 
 from spp_jax import plan_buckets
-from spp_jax.data import load_dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +45,6 @@ class Options:
     """Of the subgradient method."""
     out: Path | None = None
     """Folder for planning.json and the pictures."""
-
-
-def scaled(sizes: np.ndarray, max_side: int) -> np.ndarray:
-    scale = np.minimum(1, max_side / sizes.max(axis=1, keepdims=True))
-    return np.maximum(np.round(sizes * scale), 1).astype(np.int64)
 
 
 class Problem:
@@ -158,12 +152,9 @@ def main() -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
     collections = {}
-    for path in options.sizes:
-        table = np.loadtxt(path, delimiter=",", skiprows=1, dtype=np.int64, ndmin=2)
-        collections[path.stem] = scaled(table[:, :2], options.max_side), table[:, 2]
-    if not options.sizes:
-        sizes = load_dataset("distorted_photos", Path(platformdirs.user_cache_dir("spp_jax")) / "data").sizes
-        collections["distorted_photos"] = scaled(sizes, options.max_side), np.ones(len(sizes), np.int64)
+    for path in options.sizes or (None,):
+        sizes, counts = read_sizes(path)
+        collections[path.stem if path else "distorted_photos"] = scaled(sizes, options.max_side), counts
     print(
         f"{'collection':20s}{'distinct':>9s}{'buckets':>9s}{'seconds':>9s}{'padding':>10s}{'bound':>10s}{'gap':>9s}"
         f"{'annealed':>10s}{'both ways':>10s}"

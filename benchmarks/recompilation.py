@@ -34,17 +34,17 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-import platformdirs
 import tyro
 from flax import nnx
+from photo_sizes import read_sizes, scaled
 from PIL import Image
 
-from spp_jax import BucketPlan, Padded, pad_batch, plan_buckets
+from spp_jax import BucketPlan, Padded, plan_buckets
 from spp_jax.buckets import Bucket
 from spp_jax.compilation import BucketExecutables, abstract, data_mesh, replicated, use_compilation_cache
 from spp_jax.config import RunConfig, UsageError
-from spp_jax.data import load_dataset
-from spp_jax.data.loading import Batch
+from spp_jax.data.loading import Batch, load_batches
+from spp_jax.data.records import Records
 from spp_jax.data.schedule import BatchSpec, in_order
 from spp_jax.training import create_optimizer, create_state, train_step
 
@@ -95,21 +95,16 @@ class Options:
 def draw_sizes(options: Options) -> np.ndarray:
     """The sizes of an epoch's pictures, int64 ``[images, 2]``, of exactly so many distinct shapes."""
     rng = np.random.default_rng(options.seed)
-    if options.sizes:
-        rows = np.loadtxt(options.sizes, delimiter=",", skiprows=1, dtype=np.int64, ndmin=2)
-        all_sizes = np.repeat(rows[:, :2], rows[:, 2], axis=0)
+    if options.sizes or options.collection == "default":
+        all_sizes = np.repeat(*read_sizes(options.sizes), axis=0)
     elif options.collection == "ava":
         long = rng.choice([800, 640, 1024, 600, 500], 20_000, p=[0.4, 0.3, 0.1, 0.1, 0.1])
         short = np.round(long / np.exp(np.abs(rng.normal(0.35, 0.2, len(long))))).astype(np.int64)
         portrait = rng.random(len(long)) < 0.28
         all_sizes = np.stack([np.where(portrait, long, short), np.where(portrait, short, long)], axis=1)
-    elif options.collection == "default":
-        data_dir = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
-        all_sizes = load_dataset("distorted_photos", data_dir).sizes
     else:
         raise UsageError(f"--collection {options.collection}: known are default and ava")
-    scale = np.minimum(1, options.max_side / all_sizes.max(axis=1, keepdims=True))
-    all_sizes = np.maximum(np.round(all_sizes * scale), 16).astype(np.int64)
+    all_sizes = np.maximum(scaled(all_sizes, options.max_side), 16)
     distinct, counts = np.unique(all_sizes, axis=0, return_counts=True)
     if len(distinct) < options.shapes or options.images < options.shapes:
         raise UsageError(f"{options.shapes} shapes: there are {len(distinct)}, and {options.images} images")
@@ -155,19 +150,18 @@ def make_specs(row: str, sizes: np.ndarray, options: Options) -> list[BatchSpec]
 
 
 def make_batches(row: str, sizes: np.ndarray, options: Options) -> list[tuple[Bucket, Batch]]:
+    def fed(index: int) -> Any:
+        pixels = picture(index, sizes[index])
+        return np.asarray(Image.fromarray(pixels).resize((224, 224))) if row == WARP else pixels
+
+    names = tuple(map(str, range(len(sizes))))
+    scores = np.linspace(0, 1, len(sizes)).astype(np.float32)
+    records = Records(names, strategy(row, sizes, options)[0], fed, scores, names)
     batches = []
-    for spec in make_specs(row, sizes, options):
-        pictures = [picture(index, sizes[index]) for index in spec.rows]
-        if row == WARP:
-            pictures = [np.asarray(Image.fromarray(p).resize((224, 224))) for p in pictures]
-        fillers = spec.bucket.batch_size - len(pictures)
-        weights = np.array([1] * len(pictures) + [0] * fillers, np.float32)
-        images = pad_batch([*pictures, *[np.zeros((0, 0, 3), np.uint8)] * fillers], spec.bucket.shape)
+    for spec, batch, _ in load_batches(records, make_specs(row, sizes, options)):
         if row == NAIVE:
-            whole = np.broadcast_to(np.array(spec.bucket.shape, np.int32), images.sizes.shape)
-            images = Padded(images.values, np.ascontiguousarray(whole))  # pyright: ignore
-        scores = np.linspace(0, 1, len(weights)).astype(np.float32)
-        batches.append((spec.bucket, Batch(images, scores, weights)))  # pyright: ignore[reportArgumentType]
+            batch = batch._replace(images=Padded.whole(batch.images.values))
+        batches.append((spec.bucket, batch))
     return batches
 
 

@@ -32,17 +32,16 @@ if importlib.util.find_spec("libtpu") and not any("attached" in argument for arg
 import jax
 import jax.numpy as jnp
 import numpy as np
-import platformdirs
 import tyro
 from jax.experimental import topologies
 from jax.sharding import Mesh
+from photo_sizes import read_sizes, scaled
 
 import spp_jax.layers
 from spp_jax import Padded, num_bins, plan_buckets
 from spp_jax.buckets import Bucket, BucketPlan
-from spp_jax.compilation import DoesNotFitError, data_mesh, device_memory
+from spp_jax.compilation import BucketExecutables, DoesNotFitError, data_mesh, device_memory
 from spp_jax.config import RunConfig, UsageError
-from spp_jax.data import load_dataset
 from spp_jax.data.schedule import Schedule
 from spp_jax.reductions import Max
 from spp_jax.training import create_optimizer, create_state, step_executables
@@ -91,13 +90,8 @@ def devices(topology: str) -> Mesh:
 
 
 def make_plan(options: Options) -> tuple[BucketPlan, np.ndarray]:
-    if options.sizes:
-        rows = np.loadtxt(options.sizes, delimiter=",", skiprows=1, dtype=np.int64, ndmin=2)
-        sizes = np.repeat(rows[:, :2], rows[:, 2], axis=0)
-    else:
-        sizes = load_dataset("distorted_photos", Path(platformdirs.user_cache_dir("spp_jax")) / "data").sizes
-    scale = np.minimum(1, options.max_side / sizes.max(axis=1, keepdims=True))
-    sizes = np.maximum(np.round(sizes * scale), 1).astype(np.int64)
+    sizes, counts = read_sizes(options.sizes)
+    sizes = np.repeat(scaled(sizes, options.max_side), counts, axis=0)
     if options.plan:
         return BucketPlan.from_json(options.plan.read_text()), sizes
     return plan_buckets(sizes, options.buckets, pixels_per_step=options.pixels_per_step), sizes
@@ -121,14 +115,11 @@ def without_care() -> Iterator[None]:
         yield
 
 
-def compile_step(options: Options, mesh: Mesh, bucket: Bucket, mean_batch: float) -> dict[str, Any]:
+def compile_step(executables: BucketExecutables, bucket: Bucket) -> dict[str, Any]:
     """What the compiler says of a bucket's step; or why it refuses it."""
-    config = RunConfig(model=options.model)
-    optimizer = create_optimizer(config, 1000)
-    graph, state = create_state(config, optimizer)
     start = time.perf_counter()
     try:
-        compiled = step_executables(graph, optimizer, mean_batch, state, mesh)[bucket]
+        compiled = executables[bucket]
     except (DoesNotFitError, jax.errors.JaxRuntimeError) as error:
         return {"refused": " ".join(str(error).split())}
     costs = compiled.call.cost_analysis()  # pyright: ignore[reportFunctionMemberAccess]
@@ -154,11 +145,17 @@ def run() -> int:
         f"{'bucket':>20s}{'compile s':>11s}{'MiB/chip':>10s}{'Gflop':>9s}{'GB moved':>10s}"
         f"{'masks, pyramid':>16s}"
     )
+    config = RunConfig(model=options.model)
+    optimizer = create_optimizer(config, 1000)
+    graph, state = create_state(config, optimizer)
+    step, bare_step = (
+        step_executables(graph, optimizer, schedule.mean_batch, state, mesh) for _ in ("with care", "without")
+    )
     results = []
     for bucket in plan.buckets:
-        with_care = compile_step(options, mesh, bucket, schedule.mean_batch)
+        with_care = compile_step(step, bucket)
         with without_care():
-            bare = compile_step(options, mesh, bucket, schedule.mean_batch)
+            bare = compile_step(bare_step, bucket)
         fits = "refused" not in with_care and (not limit or (with_care["memory"] or 0) <= limit)
         results.append({"bucket": bucket._asdict(), "fits": fits, "step": with_care, "without_care": bare})
         if "refused" in with_care:

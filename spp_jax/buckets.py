@@ -153,10 +153,8 @@ class BucketPlan:
         sizes = _checked(sizes)
         if len(self.shapes[0]) != 2:
             raise ValueError("only a plan of two axes can be drawn")
-        homes = self.assign(sizes)
         distinct, where = np.unique(sizes, axis=0, return_inverse=True)
         many = np.bincount(where.reshape(-1), _counts(counts, len(sizes)))
-        places = dict(zip(map(tuple, sizes.tolist()), homes, strict=True))
         figure = Figure(figsize=(6.5, 6), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
@@ -168,7 +166,7 @@ class BucketPlan:
             distinct[:, 1],
             distinct[:, 0],
             s=3 + 60 * np.sqrt(many / many.max()),
-            c=[colours[places[tuple(size)]] for size in distinct.tolist()],
+            c=[colours[home] for home in self.assign(distinct)],
             alpha=0.5,
             linewidths=0,
         )
