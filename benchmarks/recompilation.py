@@ -127,7 +127,8 @@ def strategy(row: str, sizes: np.ndarray, options: Options) -> tuple[np.ndarray,
     if row == WARP:
         sizes = np.full_like(sizes, 224)
         return sizes, plan_buckets(sizes, 1, pixels_per_step=pixels)
-    return sizes, plan_buckets(sizes, int(row.split()[0]), pixels_per_step=pixels)
+    both = not options.step  # another's step need not know of turned pictures
+    return sizes, plan_buckets(sizes, int(row.split()[0]), pixels_per_step=pixels, both_orientations=both)
 
 
 def picture(index: int, size: np.ndarray) -> np.ndarray:
@@ -146,7 +147,7 @@ def make_specs(row: str, sizes: np.ndarray, options: Options) -> list[BatchSpec]
         bucket._replace(batch_size=max(1, min(bucket.batch_size, int(most))))
         for bucket, most in zip(plan.buckets, members, strict=True)
     )
-    return in_order(homes, BucketPlan(tuple(buckets)))
+    return in_order(fed, BucketPlan(tuple(buckets)))
 
 
 def make_batches(row: str, sizes: np.ndarray, options: Options) -> list[tuple[Bucket, Batch]]:
@@ -160,7 +161,8 @@ def make_batches(row: str, sizes: np.ndarray, options: Options) -> list[tuple[Bu
     batches = []
     for spec, batch, _ in load_batches(records, make_specs(row, sizes, options)):
         if row == NAIVE:
-            batch = batch._replace(images=Padded.whole(batch.images.values))
+            everything = dataclasses.replace(Padded.whole(batch.images.values), turned=batch.images.turned)
+            batch = batch._replace(images=everything)
         batches.append((spec.bucket, batch))
     return batches
 
@@ -228,7 +230,7 @@ def exported(step: Callable, state: Any, batches: list[tuple[Bucket, Batch]]) ->
     _, batch = batches[0]
 
     def symbolic(x) -> jax.ShapeDtypeStruct:
-        shape = (rows, height, width, 3) if x.ndim == 4 else (rows, *x.shape[1:])
+        shape = (rows, height, width, 3) if x.ndim == 4 else (rows, *x.shape[1:])  # never turned
         return jax.ShapeDtypeStruct(shape, x.dtype)
 
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)

@@ -94,7 +94,8 @@ def make_plan(options: Options) -> tuple[BucketPlan, np.ndarray]:
     sizes = np.repeat(scaled(sizes, options.max_side), counts, axis=0)
     if options.plan:
         return BucketPlan.from_json(options.plan.read_text()), sizes
-    return plan_buckets(sizes, options.buckets, pixels_per_step=options.pixels_per_step), sizes
+    bucketing = RunConfig(buckets=options.buckets, pixels_per_step=options.pixels_per_step).bucketing
+    return plan_buckets(sizes, **bucketing), sizes
 
 
 @contextlib.contextmanager

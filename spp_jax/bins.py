@@ -41,6 +41,7 @@ __all__ = [
     "normalize_levels",
     "num_bins",
     "rule_named",
+    "turned_bins",
 ]
 
 Level: TypeAlias = "int | Sequence[int]"
@@ -200,6 +201,29 @@ def num_bins(levels: Sequence[Level], spatial_rank: int = 2) -> int:
         ValueError: see :func:`normalize_levels`.
     """
     return sum(math.prod(level) for level in normalize_levels(levels, spatial_rank))
+
+
+def turned_bins(levels: Sequence[Level]) -> np.ndarray:
+    """Where the bins of a map are in the pyramid of the map with its two axes swapped: int ``[num_bins]``.
+
+    ``pyramid(features)`` is ``pyramid(features.swapaxes(1, 2))[:, turned_bins(levels)]``.
+
+    Args:
+        levels: the pyramid, of two axes.
+
+    Raises:
+        ValueError: see :func:`normalize_levels`; or a level has other bins per row than per column.
+    """
+    places, before = [], 0
+    for rows, columns in normalize_levels(levels, 2):
+        if rows != columns:
+            raise ValueError(
+                f"the level {rows, columns} of {levels} is not square: a batch that may be turned needs "
+                "square levels; plan buckets of one orientation (both_orientations=False)"
+            )
+        places.append(before + np.arange(rows * columns).reshape(rows, columns).T.ravel())
+        before += rows * columns
+    return np.concatenate(places)
 
 
 def normalize_levels(levels: Sequence[Level], spatial_rank: int) -> tuple[tuple[int, ...], ...]:

@@ -32,10 +32,13 @@ class Bucket(NamedTuple):
     Attributes:
         shape: spatial, in pixels.
         batch_size: rows of a global batch, rows of weight 0 included.
+        both_orientations: it holds images of two axes either as they are, or, in batches of their own,
+            turned: with their axes swapped (:attr:`spp_jax.Padded.turned`).
     """
 
     shape: tuple[int, ...]
     batch_size: int
+    both_orientations: bool = False
 
     @property
     def pixels(self) -> int:
@@ -43,7 +46,8 @@ class Bucket(NamedTuple):
         return math.prod(self.shape) * self.batch_size
 
     def __str__(self) -> str:
-        return f"{self.batch_size} of {'x'.join(map(str, self.shape))}"
+        either = " either way" if self.both_orientations else ""
+        return f"{self.batch_size} of {'x'.join(map(str, self.shape))}{either}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +56,8 @@ class BucketPlan:
 
     Raises:
         ValueError: there are no buckets, or they do not fit together: other numbers of axes, a number
-            below 1, a shape twice, or not in order of area.
+            below 1, a shape twice, or not in order of area; or one is for both orientations of what has
+            not two axes.
     """
 
     buckets: tuple[Bucket, ...]
@@ -65,6 +70,8 @@ class BucketPlan:
             raise ValueError(f"a bucket plan has shapes and batch sizes of at least 1, not {self.buckets}")
         if list(shapes) != sorted(set(shapes), key=lambda shape: (math.prod(shape), shape)):
             raise ValueError(f"the shapes of a bucket plan are distinct and in order of area, not {shapes}")
+        if len(shapes[0]) != 2 and any(bucket.both_orientations for bucket in self.buckets):
+            raise ValueError(f"only images of two axes have two orientations, not {shapes}")
 
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -77,7 +84,7 @@ class BucketPlan:
         return tuple(bucket.batch_size for bucket in self.buckets)
 
     def assign(self, sizes: Sizes) -> np.ndarray:
-        """The bucket of least area that holds each image: index, int64 ``[n]``.
+        """The bucket of least area that holds each image, either way where it may: index, int64 ``[n]``.
 
         Args:
             sizes: integers ``[n, spatial_rank]``.
@@ -89,7 +96,9 @@ class BucketPlan:
         shapes = np.asarray(self.shapes)
         if sizes.shape[1] != shapes.shape[1]:
             raise ValueError(f"sizes have {sizes.shape[1]} axes, and the buckets {shapes.shape[1]}")
-        fits = (sizes[:, None, :] <= shapes[None]).all(axis=-1)
+        either = np.array([bucket.both_orientations for bucket in self.buckets])
+        fits = np.all(sizes[:, None, :] <= shapes, axis=-1)
+        fits |= np.all(sizes[:, None, ::-1] <= shapes, axis=-1) & either
         lost = ~np.any(fits, axis=1)
         if lost.any():
             row = int(lost.argmax())
@@ -99,6 +108,10 @@ class BucketPlan:
                 "or scale the image down"
             )
         return fits.argmax(axis=1)
+
+    def turned(self, sizes: Sizes) -> np.ndarray:
+        """Which images fit their bucket only with their axes swapped: bool ``[n]``."""
+        return np.any(_checked(sizes) > np.asarray(self.shapes)[self.assign(sizes)], axis=1)
 
     def waste(self, sizes: Sizes, counts: Counts | None = None) -> float:
         """The padded share of all pixels that the images of these sizes fill, 0 to 1."""
@@ -124,10 +137,12 @@ class BucketPlan:
             fields = json.loads(text)
             if fields["format"] != _FORMAT:
                 raise ValueError(f"format {fields['format']}, expected {_FORMAT}")
-            buckets = [(tuple(bucket["shape"]), bucket["batch_size"]) for bucket in fields["buckets"]]
-            if not all(type(n) is int for shape, batch_size in buckets for n in (*shape, batch_size)):
+            buckets = [Bucket(**{**bucket, "shape": tuple(bucket["shape"])}) for bucket in fields["buckets"]]
+            if not all(type(n) is int for bucket in buckets for n in (*bucket.shape, bucket.batch_size)):
                 raise ValueError("its shapes and batch sizes are not all integers")
-            return cls(tuple(Bucket(*bucket) for bucket in buckets))
+            if not all(type(bucket.both_orientations) is bool for bucket in buckets):
+                raise ValueError("both_orientations is not true or false in all its buckets")
+            return cls(tuple(buckets))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"this is no bucket plan: {type(error).__name__}: {error}") from None
 
@@ -135,6 +150,8 @@ class BucketPlan:
         self, sizes: Sizes, path: str | os.PathLike[str], *, counts: Counts | None = None, title: str = ""
     ) -> None:
         """Draw a plan of two axes: the sizes as points, larger where there are more; buckets as boxes.
+
+        A bucket for both orientations has a second, dashed box for what is turned.
 
         Args:
             sizes: integers ``[n, 2]``, of images that the plan holds.
@@ -159,9 +176,12 @@ class BucketPlan:
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         colours = [f"C{i % 10}" for i in range(len(self.buckets))]
-        for (height, width), colour in zip(self.shapes, colours, strict=True):
-            axes.add_patch(Rectangle((0, 0), width, height, fill=False, edgecolor=colour))
-            axes.plot(width, height, "s", color=colour, markersize=5, clip_on=False)
+        corners = []
+        for ((height, width), _, either), colour in zip(self.buckets, colours, strict=True):
+            for tall, wide, line in [(height, width, "-"), (width, height, "--")][: 1 + either]:
+                axes.add_patch(Rectangle((0, 0), wide, tall, fill=False, edgecolor=colour, linestyle=line))
+                axes.plot(wide, tall, "s", color=colour, markersize=5, clip_on=False)
+                corners.append((tall, wide))
         axes.scatter(
             distinct[:, 1],
             distinct[:, 0],
@@ -170,7 +190,7 @@ class BucketPlan:
             alpha=0.5,
             linewidths=0,
         )
-        tallest, widest = np.max(self.shapes, axis=0)
+        tallest, widest = np.max(corners, axis=0)
         axes.set(xlim=(0, widest * 1.03), ylim=(tallest * 1.03, 0), xlabel="width", ylabel="height")
         axes.set_aspect("equal")
         share = f"{len(self.buckets)} buckets, {self.waste(sizes, counts):.1%} padding"
@@ -187,6 +207,7 @@ def plan_buckets(
     compilation_price: float = 0,
     pixels_per_step: int | None = None,
     batch_multiple: int = 1,
+    both_orientations: bool = False,
 ) -> BucketPlan:
     """Choose at most ``max_buckets`` shapes that pad this collection least.
 
@@ -219,9 +240,12 @@ def plan_buckets(
             within it. None: batches of ``batch_multiple``.
         batch_multiple: batch sizes are multiples of this, and at least this, also where that takes more
             than ``pixels_per_step``.
+        both_orientations: buckets lie across (no higher than wide) and hold upright images turned. At
+            equal padding that takes about a third fewer of them on photographs.
 
     Raises:
-        ValueError: no sizes, sizes or counts below 1, or an option out of its range.
+        ValueError: no sizes, sizes or counts below 1, an option out of its range, or both orientations
+            asked of what has not two axes.
     """
     sizes = _checked(sizes)
     max_buckets = _at_least_one("max_buckets", max_buckets)
@@ -230,6 +254,8 @@ def plan_buckets(
     step = 0 if pixels_per_step is None else _at_least_one("pixels_per_step", pixels_per_step)
     if not 0 <= compilation_price < math.inf:
         raise ValueError(f"compilation_price={compilation_price} must be at least 0 pixels")
+    if both_orientations:
+        sizes = np.sort(sizes, axis=1)
     rounded = -(-sizes // multiple) * multiple
     distinct, inverse = np.unique(rounded, axis=0, return_inverse=True)
     weights = np.bincount(inverse.reshape(-1), _counts(counts, len(sizes)))
@@ -237,7 +263,11 @@ def plan_buckets(
     shapes = _best_shapes(distinct, weights, max_buckets, compilation_price)
     return BucketPlan(
         tuple(
-            Bucket(shape, max(step // math.prod(shape) // batch_multiple, 1) * batch_multiple)
+            Bucket(
+                shape,
+                max(step // math.prod(shape) // batch_multiple, 1) * batch_multiple,
+                both_orientations,
+            )
             for shape in _tight(shapes, distinct)
         )
     )

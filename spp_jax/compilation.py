@@ -177,9 +177,10 @@ def data_mesh(devices: Iterable[Any] | None = None) -> Mesh:
     return Mesh(np.array(list(jax.devices() if devices is None else devices)), ("rows",))
 
 
-def over_rows(mesh: Mesh) -> NamedSharding:
-    """An array's first axis is split over the mesh's devices."""
-    return NamedSharding(mesh, PartitionSpec("rows"))
+def over_rows(batch: Any, mesh: Mesh) -> Any:
+    """For each array of a batch: its first axis is split over the mesh's devices, a scalar is on all."""
+    rows = NamedSharding(mesh, PartitionSpec("rows"))
+    return jax.tree.map(lambda x: rows if x.ndim else replicated(mesh), batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

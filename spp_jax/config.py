@@ -39,6 +39,9 @@ class RunConfig:
     """Batch sizes are multiples of this: give the number of devices, and none has idle rows."""
     shape_multiple: int = 8
     """Sides of the padded shapes are multiples of this many pixels."""
+    both_orientations: bool = True
+    """Portraits go through the programs compiled for landscapes, turned: fewer shapes for less padding.
+    Exact; needs a network whose windows and levels are square."""
     learning_rate: float = 1e-3
     """Peak of the learning rate (AdamW, linear warm-up, then cosine)."""
     warmup: float = 0.05
@@ -90,6 +93,7 @@ class RunConfig:
             "multiple": self.shape_multiple,
             "pixels_per_step": self.pixels_per_step,
             "batch_multiple": self.batch_multiple,
+            "both_orientations": self.both_orientations,
         }
 
     def to_dict(self) -> dict[str, Any]:

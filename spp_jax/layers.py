@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from spp_jax.bins import Level, normalize_levels, num_bins, rule_named
+from spp_jax.bins import Level, normalize_levels, num_bins, rule_named, turned_bins
 from spp_jax.padded import Padded
 from spp_jax.pooling import spatial_pyramid_pool
 from spp_jax.reductions import Reduction, reduction_named
@@ -78,8 +78,24 @@ class Conv(nnx.Conv):
         )
 
     def __call__(self, x: Padded) -> Padded:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """``[batch, *spatial, in_features]`` -> ``[batch, *spatial_out, out_features]``."""
-        return Padded(super().__call__(x.filled(0)), self.geometry.output_sizes(x.sizes))
+        """``[batch, *spatial, in_features]`` -> ``[batch, *spatial_out, out_features]``.
+
+        Raises:
+            ValueError: the batch may be turned, and the geometry differs by axis.
+        """
+        self.geometry.check_turnable(x, self)
+        layer = self if x.turned is None else self._turned(x.turned)
+        values = super(Conv, layer).__call__(x.filled(0))
+        return dataclasses.replace(x, values=values, sizes=self.geometry.output_sizes(x.sizes))
+
+    def _turned(self, turned: jax.Array) -> "Conv":
+        """The layer whose kernel lies as the images do."""
+
+        def turn(array: jax.Array) -> jax.Array:
+            return jnp.where(turned, array.swapaxes(0, 1), array) if array.ndim == 4 else array
+
+        graph, state = nnx.split(self)
+        return nnx.merge(graph, jax.tree.map(turn, state))
 
 
 class MaxPool(nnx.Module):
@@ -110,8 +126,13 @@ class MaxPool(nnx.Module):
             raise ValueError(f"MaxPool: padding {padding} is more than half the window {window}")
 
     def __call__(self, x: Padded) -> Padded:
-        """``[batch, *spatial, channels]`` -> ``[batch, *spatial_out, channels]``."""
+        """``[batch, *spatial, channels]`` -> ``[batch, *spatial_out, channels]``.
+
+        Raises:
+            ValueError: the batch may be turned, and the geometry differs by axis.
+        """
         g = self.geometry
+        g.check_turnable(x, self)
         pooled = lax.reduce_window(
             x.filled(-jnp.inf),
             -jnp.inf,
@@ -120,7 +141,7 @@ class MaxPool(nnx.Module):
             (1, *g.strides, 1),
             ((0, 0), *((p, p) for p in g.padding), (0, 0)),
         )
-        return Padded(pooled, g.output_sizes(x.sizes))
+        return dataclasses.replace(x, values=pooled, sizes=g.output_sizes(x.sizes))
 
 
 class BatchNorm(nnx.BatchNorm):
@@ -139,7 +160,7 @@ class BatchNorm(nnx.BatchNorm):
         # Filled as well as masked: the gradient of the scale is a product with the values, and
         # 0 * NaN is NaN.
         if self.use_running_average:
-            return Padded(super().__call__(x.filled(0)), x.sizes)
+            return dataclasses.replace(x, values=super().__call__(x.filled(0)))
         mask = x.mask()
         any_real = mask.any()
         mean, var = self.mean[...], self.var[...]
@@ -147,7 +168,7 @@ class BatchNorm(nnx.BatchNorm):
         values = super().__call__(x.filled(0), mask=mask | ~any_real)
         self.mean[...] = jnp.where(any_real, self.mean[...], mean)
         self.var[...] = jnp.where(any_real, self.var[...], var)
-        return Padded(values, x.sizes)
+        return dataclasses.replace(x, values=values)
 
 
 class GroupNorm(nnx.GroupNorm):
@@ -173,7 +194,7 @@ class GroupNorm(nnx.GroupNorm):
         # In a filler row every cell counts, lest its mean be 0 / 0.
         filler = (x.sizes == 0).any(axis=-1).reshape((-1,) + (1,) * (x.values.ndim - 1))
         mask = jnp.broadcast_to(x.mask() | filler, x.values.shape)
-        return Padded(super().__call__(x.filled(0), mask=mask), x.sizes)
+        return dataclasses.replace(x, values=super().__call__(x.filled(0), mask=mask))
 
 
 class SpatialPyramidPool(nnx.Module):
@@ -196,9 +217,19 @@ class SpatialPyramidPool(nnx.Module):
         self.learnt = nnx.List(nnx.Param(jnp.asarray(array) * 1.0) for array in learnt)  # never integers
 
     def __call__(self, x: Padded) -> jax.Array:
-        """``[batch, *spatial, channels]`` -> ``[batch, num_bins, channels]``."""
+        """``[batch, *spatial, channels]`` -> ``[batch, num_bins, channels]``.
+
+        Bins of a turned batch come in the order of the images as they are. Among equal maxima the winner
+        is then the first in column-major order: a choice that only the gradient sees.
+
+        Raises:
+            ValueError: the batch may be turned, and a level differs by axis.
+        """
         reduction = jax.tree.unflatten(self.reduction, [param[...] for param in self.learnt])
-        return spatial_pyramid_pool(x.values, x.sizes, levels=self.levels, reduce=reduction, rule=self.rule)
+        pooled = spatial_pyramid_pool(x.values, x.sizes, levels=self.levels, reduce=reduction, rule=self.rule)
+        if x.turned is None:
+            return pooled
+        return jnp.where(x.turned, pooled[:, turned_bins(self.levels)], pooled)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +253,15 @@ class Geometry:
         With :attr:`strides`, what :func:`spp_jax.boxes_to_windows` asks for.
         """
         return tuple((w - 1) / 2 - p for w, p in zip(self.window, self.padding, strict=True))
+
+    def check_turnable(self, x: Padded, layer: nnx.Module) -> None:
+        """Refuse a batch that may be turned where this geometry differs by axis."""
+        axes = set(zip(self.window, self.strides, self.padding, strict=True))
+        if x.turned is not None and (len(axes) > 1 or len(self.window) != 2):
+            raise ValueError(
+                f"{type(layer).__name__}: a batch that may be turned needs two axes of equal window, strides "
+                f"and padding, not {self}: plan buckets of one orientation (both_orientations=False)"
+            )
 
     def then(self, other: "Geometry") -> "Geometry":
         """Of this operation followed by another."""

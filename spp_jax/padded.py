@@ -4,6 +4,10 @@ Arrays are channels-last, ``[batch, *spatial, channels]``; sizes are int32 ``[ba
 cells, height before width. The true cells of an image lie at the low end of every axis; what stands
 beyond them is unspecified, and nothing in this package reads it. A row of size 0 is a filler: it takes
 part in nothing.
+
+A batch may lie turned (its two spatial axes swapped), so that portraits go through the program that was
+compiled for landscapes. Whether it does is data, one boolean of the batch; a layer that tells rows from
+columns gives what it would have given, turned.
 """
 
 import dataclasses
@@ -25,11 +29,14 @@ class Padded:
 
     Attributes:
         values: ``[batch, *spatial, channels]``.
-        sizes: int32 ``[batch, spatial_rank]``, true cells per axis.
+        sizes: int32 ``[batch, spatial_rank]``, true cells per axis of ``values``.
+        turned: bool scalar: whether the images lie in ``values`` with their two spatial axes swapped;
+            None: they never do. Make a batch from another with `dataclasses.replace`, which keeps it.
     """
 
     values: jax.Array
     sizes: jax.Array
+    turned: jax.Array | None = None
 
     def mask(self) -> jax.Array:
         """True where a cell is real: bool ``[batch, *spatial, 1]``."""

@@ -108,7 +108,7 @@ def forward_executables(graph: nnx.GraphDef, variables: nnx.State, mesh: Mesh) -
 
     return BucketExecutables(
         forward,
-        lambda bucket: (like, abstract_batch(bucket, over_rows(mesh)).images),
+        lambda bucket: (like, abstract_batch(bucket, mesh).images),
         out_shardings=replicated(mesh),
     )
 
@@ -140,11 +140,11 @@ def score_records(
     """
     scores = np.full(len(records), np.nan, np.float32)
     skipped: dict[int, str] = {}
-    specs = in_order(plan.assign(records.sizes), plan)
+    specs = in_order(records.sizes, plan)
     for _ in forward.compile_all(spec.bucket for spec in specs):  # several at a time
         pass
     for spec, batch, failed in load_batches(records, specs, devices=mesh.size):
-        images = jax.device_put(batch.images, over_rows(mesh))
+        images = jax.device_put(batch.images, over_rows(batch.images, mesh))
         found = np.asarray(forward[spec.bucket].call(variables, images))
         read = [row for row, index in enumerate(spec.rows) if index not in failed]
         if not np.isfinite(found[read]).all():

@@ -115,9 +115,9 @@ def lone_tensors(
         run, params = _differentiable(module, dtype)
         for number, image in enumerate(images):
             x = Padded.whole(jnp.asarray(image[None], dtype))
-            output, _ = jax.eval_shape(run.forward, params, x.values, x.sizes)
+            output, _ = jax.eval_shape(run.forward, params, x)
             weights = _weights(seed, number, output.shape[1:])[None].astype(dtype)
-            output, _, for_params, for_image = run.run(params, x.values, x.sizes, weights)
+            output, _, for_params, for_image = run.run(params, x, weights)
             tensors[f"output of image {number}"] = np.asarray(output[0])
             tensors[f"input gradient of image {number}"] = np.asarray(for_image[0])
             for path, gradient in jax.tree_util.tree_leaves_with_path(for_params):
@@ -133,43 +133,52 @@ def padded_tensors(
     *,
     dtype: Any = np.float64,
     outside: float = math.nan,
+    turned: bool | None = None,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
     """What a module gives on the images in one padded batch, under the names of :func:`lone_tensors`.
 
-    Cut back to each image's true size. A filler row of size 0 is in the batch.
+    Cut back to each image's true size, and turned back. A filler row of size 0 is in the batch.
 
     Args:
         module: as for :func:`lone_tensors`.
         images: likewise.
         dtype: likewise.
         outside: what stands in the cells that are not real.
+        turned: whether the images' axes are swapped in the batch, which then says so; None: they are
+            not, and the batch says nothing.
         seed: as for :func:`lone_tensors`, and of how much is padded.
     """
+
+    def lie(array: np.ndarray) -> np.ndarray:
+        """As images lie in the batch; and back."""
+        return array.swapaxes(0, 1) if turned else array
+
     rank = images[0].ndim - 1
-    most = np.max([image.shape[:-1] for image in images], axis=0)
+    most = np.max([lie(image).shape[:-1] for image in images], axis=0)
     extent = tuple(int(n) for n in most + np.random.default_rng(seed).integers(1, 6, rank))
     filler = np.zeros((0,) * rank + images[0].shape[-1:], images[0].dtype)
-    padded = pad_batch([*images, filler], extent)
+    padded = pad_batch([*map(lie, images), filler], extent)
     tensors: dict[str, np.ndarray] = {}
     with jax.enable_x64(True):
         run, params = _differentiable(module, dtype)
         values = jnp.where(padded.mask(), padded.values, outside).astype(dtype)
-        output, sizes = jax.eval_shape(run.forward, params, values, padded.sizes)
+        x = Padded(values, padded.sizes, None if turned is None else jnp.asarray(turned))
+        output, sizes = jax.eval_shape(run.forward, params, x)
         if sizes is None:
             weights = [_weights(seed, number, output.shape[1:]) for number in range(len(images))]
             weights = np.stack([*weights, np.zeros(output.shape[1:])])
         else:
-            _, sizes = run.forward(params, values, padded.sizes)
-            shapes = [(*size, output.shape[-1]) for size in sizes.tolist()]
-            weights = [_weights(seed, number, shape) for number, shape in enumerate(shapes)]
+            _, sizes = run.forward(params, x)
+            shapes = [(*size[:: -1 if turned else 1], output.shape[-1]) for size in sizes.tolist()]
+            weights = [lie(_weights(seed, number, shape)) for number, shape in enumerate(shapes)]
             weights = pad_batch(weights, output.shape[1:-1]).values
-        output, sizes, for_params, for_values = run.run(params, values, padded.sizes, weights.astype(dtype))
+        output, sizes, for_params, for_values = run.run(params, x, weights.astype(dtype))
         for number, image in enumerate(images):
-            cells = output[number] if sizes is None else output[(number, *map(slice, sizes[number]))]
+            cells = output[number] if sizes is None else lie(output[(number, *map(slice, sizes[number]))])
             tensors[f"output of image {number}"] = np.asarray(cells)
-            inside = for_values[(number, *map(slice, image.shape[:-1]))]
-            tensors[f"input gradient of image {number}"] = np.asarray(inside)
+            inside = for_values[(number, *map(slice, lie(image).shape[:-1]))]
+            tensors[f"input gradient of image {number}"] = np.asarray(lie(inside))
         for path, gradient in jax.tree_util.tree_leaves_with_path(for_params):
             tensors[f"gradient of {jax.tree_util.keystr(path)}"] = np.asarray(gradient)
         tensors[_OUTSIDE] = np.abs(jnp.where(padded.mask(), 0, for_values)).max()
@@ -200,19 +209,23 @@ def assert_padding_exact(
     *,
     channels: int = 3,
     outside: float = math.nan,
+    both_orientations: bool = True,
     rtol: float = 1e-9,
     seed: int = 0,
 ) -> None:
     """Assert that a module gives, on a padded batch, what it gives on each image alone.
 
     Compared, in float64, are the output and the gradients with respect to the input (which must be
-    exactly 0 outside the images) and to every parameter. A filler row of size 0 is in the batch.
+    exactly 0 outside the images) and to every parameter. A filler row of size 0 is in the batch. Images
+    of two axes are tried as they are, and turned: a layer that makes a `Padded` from two arrays loses
+    what the batch said of it, and fails; `dataclasses.replace` keeps it.
 
     Args:
         module: as for :func:`lone_tensors`.
         sizes: the images' sizes in cells, each large enough for the module.
         channels: of its input.
         outside: what stands in the cells that are not real.
+        both_orientations: also try the images turned (:attr:`spp_jax.Padded.turned`).
         rtol: the largest difference allowed, relative to the largest magnitude in the tensor.
         seed: of the images and of the weights of the outputs.
 
@@ -221,15 +234,18 @@ def assert_padding_exact(
     """
     rng = np.random.default_rng(seed)
     images = [rng.normal(size=(*size, channels)) for size in sizes]
-    found = padded_tensors(module, images, outside=outside, seed=seed)
-    for name, error in relative_errors(found, lone_tensors(module, images, seed=seed)).items():
-        if not error <= rtol:  # so that NaN is an error
-            raise AssertionError(
-                f"{name}: differs from the image alone by {error:.3g} of its largest magnitude; "
-                f"allowed is {rtol:g}"
-            )
-    if found[_OUTSIDE] != 0:
-        raise AssertionError(f"the {_OUTSIDE} is {found[_OUTSIDE]:.3g}, not exactly 0")
+    alone = lone_tensors(module, images, seed=seed)
+    for turned in (None, True) if both_orientations and len(sizes[0]) == 2 else (None,):
+        found = padded_tensors(module, images, outside=outside, turned=turned, seed=seed)
+        lying = ", in a turned batch," if turned else ""
+        for name, error in relative_errors(found, alone).items():
+            if not error <= rtol:  # so that NaN is an error
+                raise AssertionError(
+                    f"{name}:{lying} differs from the image alone by {error:.3g} of its largest magnitude; "
+                    f"allowed is {rtol:g}"
+                )
+        if found[_OUTSIDE] != 0:
+            raise AssertionError(f"the {_OUTSIDE}{lying} is {found[_OUTSIDE]:.3g}, not exactly 0")
 
 
 class _Differentiable(NamedTuple):
@@ -246,13 +262,16 @@ def _differentiable(module: Callable[[Padded], Any], dtype: Any) -> tuple[_Diffe
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     params, rest = jax.tree.map(cast, (params, rest))
 
-    def forward(params: nnx.State, values: jax.Array, sizes: Any):
-        output = nnx.merge(graph, params, rest, copy=True)(Padded(values, sizes))
+    def forward(params: nnx.State, x: Padded):
+        output = nnx.merge(graph, params, rest, copy=True)(x)
         return (output.values, output.sizes) if isinstance(output, Padded) else (output, None)
 
     @jax.jit
-    def run(params, values, sizes, weights):
-        output, pull, sizes = jax.vjp(lambda p, x: forward(p, x, sizes), params, values, has_aux=True)
+    def run(params, x, weights):
+        def of_values(params, values):
+            return forward(params, dataclasses.replace(x, values=values))
+
+        output, pull, sizes = jax.vjp(of_values, params, x.values, has_aux=True)
         return output, sizes, *pull(weights)
 
     return _Differentiable(forward, run), params

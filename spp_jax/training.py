@@ -145,7 +145,7 @@ def step_executables(
     like = abstract(state, replicated(mesh))
     return BucketExecutables(
         step,
-        lambda bucket: (like, abstract_batch(bucket, over_rows(mesh))),
+        lambda bucket: (like, abstract_batch(bucket, mesh)),
         donate_argnums=(0,),
         out_shardings=replicated(mesh),
     )
@@ -184,7 +184,7 @@ def fit(
     """
     batches = load_batches(records, schedule.steps(start, stop), devices=mesh.size)
     for done, (spec, batch, failed) in enumerate(batches, start + 1):
-        on_device = jax.device_put(batch, over_rows(mesh))
+        on_device = jax.device_put(batch, over_rows(batch, mesh))
         with jax.transfer_guard("disallow"):
             state, sums = executables[spec.bucket].call(state, on_device)
         loss, correct, pictures = map(float, jax.device_get(sums))

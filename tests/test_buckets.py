@@ -129,13 +129,43 @@ CALTECH = Path(__file__).parents[2] / "shared" / "photos" / "sizes" / "caltech10
 
 
 @pytest.mark.skipif(not CALTECH.is_file(), reason=f"the real sizes are not there: {CALTECH}")
-@pytest.mark.parametrize(("most", "waste"), [(12, 0.180), (24, 0.115)])
-def test_real_sizes_pad_no_more_than_measured(most, waste):
+@pytest.mark.parametrize(("most", "waste", "shared"), [(12, 0.180, 0.148), (24, 0.115, 0.089)])
+def test_real_sizes_pad_no_more_than_measured(most, waste, shared):
     rows = np.loadtxt(CALTECH, delimiter=",", skiprows=1, dtype=int)
     sizes, counts = rows[:, :2], rows[:, 2]
     scale = np.minimum(1, 1024 / sizes.max(axis=1, keepdims=True))
     sizes = np.maximum(1, np.round(sizes * scale)).astype(int)
     assert plan_buckets(sizes, most, counts=counts).waste(sizes, counts) <= waste
+    both = plan_buckets(sizes, most, counts=counts, both_orientations=True)
+    assert both.waste(sizes, counts) <= shared
+
+
+class TestBothOrientations:
+    """Buckets that lie across and hold upright images turned."""
+
+    def test_plans_and_pads_as_if_every_image_lay_across(self):
+        sizes = np.random.default_rng(0).integers(20, 300, (500, 2))
+        both = plan_buckets(sizes, 5, pixels_per_step=10**6, both_orientations=True)
+        across = plan_buckets(np.sort(sizes, axis=1), 5, pixels_per_step=10**6)
+        assert [bucket[:2] for bucket in both.buckets] == [bucket[:2] for bucket in across.buckets]
+        assert both.assign(sizes).tolist() == across.assign(np.sort(sizes, axis=1)).tolist()
+        assert both.waste(sizes) == across.waste(np.sort(sizes, axis=1))
+        assert both.waste(sizes) < plan_buckets(sizes, 5).waste(sizes)
+
+    def test_turns_only_what_does_not_fit_as_it_is(self):
+        plan = BucketPlan((Bucket((4, 8), 1, True), Bucket((9, 9), 1, True)))
+        sizes = [(4, 8), (8, 4), (5, 4), (4, 4), (9, 5)]
+        assert plan.assign(sizes).tolist() == [0, 0, 0, 0, 1]
+        assert plan.turned(sizes).tolist() == [False, True, True, False, False]
+
+    def test_a_bucket_of_one_orientation_takes_no_image_turned(self):
+        plan = BucketPlan((Bucket((4, 8), 1), Bucket((9, 9), 1)))
+        assert plan.assign([(4, 8), (8, 4)]).tolist() == [0, 1]
+        assert not plan.turned([(4, 8), (8, 4)]).any()
+
+    def test_images_of_other_than_two_axes_have_none(self):
+        with pytest.raises(ValueError, match="only images of two axes have two orientations"):
+            plan_buckets([(3,), (4,)], 1, both_orientations=True)
 
 
 def test_batch_sizes_fill_the_pixels_of_a_step():
@@ -162,14 +192,16 @@ def test_many_distinct_sizes_are_planned_on_a_coarser_grid_and_still_all_fit():
     assert plan.waste(sizes) < grid.waste(sizes)
 
 
-def test_json_keeps_the_plan():
-    plan = plan_buckets([(10, 20), (30, 10)], 2, pixels_per_step=1000)
+@pytest.mark.parametrize("both_orientations", [False, True])
+def test_json_keeps_the_plan(both_orientations):
+    plan = plan_buckets([(10, 20), (30, 10)], 2, pixels_per_step=1000, both_orientations=both_orientations)
     assert BucketPlan.from_json(plan.to_json()) == plan
     assert hash(BucketPlan.from_json(plan.to_json())) == hash(plan)
 
 
 def plan_json(*buckets):
-    return json.dumps({"format": 1, "buckets": [{"shape": s, "batch_size": n} for s, n in buckets]})
+    described = [{"shape": s, "batch_size": n, "both_orientations": False} for s, n in buckets]
+    return json.dumps({"format": 1, "buckets": described})
 
 
 def test_the_json_of_a_plan_is_what_is_documented():
@@ -192,6 +224,8 @@ def test_the_json_of_a_plan_is_what_is_documented():
         plan_json(([4, 4], 1), ([4, 4], 2)),
         plan_json(([4, 4], 1)).replace('"format": 1', '"format": 0'),
         plan_json(([4, 4], 1)).replace("batch_size", "batch"),
+        plan_json(([4, 4], 1)).replace("false", "1"),
+        plan_json(([4], 1)).replace("false", "true"),
     ],
 )
 def test_json_that_is_no_plan_is_refused(text):
@@ -202,9 +236,11 @@ def test_json_that_is_no_plan_is_refused(text):
 def test_draws_itself(tmp_path):
     pytest.importorskip("matplotlib")
     sizes = np.random.default_rng(0).integers(20, 200, (50, 2))
-    plan_buckets(sizes, 4).draw(sizes, tmp_path / "plan.png", title="noise")
-    with Image.open(tmp_path / "plan.png") as picture:
-        assert len(np.unique(np.asarray(picture).reshape(-1, 4), axis=0)) > 10
+    for both in (False, True):
+        plan = plan_buckets(sizes, 4, both_orientations=both)
+        plan.draw(sizes, tmp_path / "plan.png", title="noise")
+        with Image.open(tmp_path / "plan.png") as picture:
+            assert len(np.unique(np.asarray(picture).reshape(-1, 4), axis=0)) > 10
     with pytest.raises(ValueError, match="two axes"):
         plan_buckets(sizes[:, :1], 4).draw(sizes[:, :1], tmp_path / "line.png")
 

@@ -48,6 +48,12 @@ def test_logits_and_gradients_of_compact_for_random_sizes(compact, first):
     assert errors["input gradient outside the images"] == 0
 
 
+def test_turned_in_their_batch_images_give_compact_the_same(compact):
+    images = [np.random.default_rng(n).uniform(size=(*SIZES[n], 3)) for n in range(5)]
+    errors = relative_errors(padded_tensors(compact, images, turned=True), lone_tensors(compact, images))
+    assert all(error <= 1e-9 for error in errors.values()), errors
+
+
 def test_in_float32_padding_costs_no_more_than_rounding_does(compact):
     rng = np.random.default_rng(1)
     images = [rng.uniform(size=(*size, 3)).astype(np.float32) for size in SIZES[:3]]
@@ -127,8 +133,8 @@ def logits_of_images_alone(params: Any, images: list[jax.Array], scale: float) -
     return (hidden @ params["logits"]["kernel"][...] + params["logits"]["bias"][...])[:, 0]
 
 
-@pytest.mark.parametrize("outside", [math.nan, 1e6])
-def test_in_training_mode_statistics_are_over_the_batchs_true_cells(outside, x64):
+@pytest.mark.parametrize(("outside", "turned"), [(math.nan, False), (1e6, False), (math.nan, True)])
+def test_in_training_mode_statistics_are_over_the_batchs_true_cells(outside, turned, x64):
     rngs = nnx.Rngs(0)
     model = SPPNet(
         BatchStatistics(rngs),
@@ -149,11 +155,13 @@ def test_in_training_mode_statistics_are_over_the_batchs_true_cells(outside, x64
     rng = np.random.default_rng(0)
     images = [rng.uniform(size=(*size, 3)) for size in ((9, 14), (21, 6), (8, 8), (13, 17), (5, 30))]
     weights = rng.normal(size=len(images))
-    padded = jax.tree.map(jnp.asarray, pad_batch([*images, np.zeros((0, 0, 3))], (23, 33)))
+    lying = [image.swapaxes(0, 1) if turned else image for image in images]
+    padded = jax.tree.map(jnp.asarray, pad_batch([*lying, np.zeros((0, 0, 3))], (33, 33)))
     mask = padded.mask()
 
     def together(params, values):
-        logits = nnx.merge(graph, params, rest, copy=True)(Padded(values, padded.sizes))[:, 0]
+        batch = Padded(values, padded.sizes, jnp.asarray(True) if turned else None)
+        logits = nnx.merge(graph, params, rest, copy=True)(batch)[:, 0]
         return logits[:-1] @ weights, logits[:-1]
 
     def alone(params, images):
@@ -167,9 +175,9 @@ def test_in_training_mode_statistics_are_over_the_batchs_true_cells(outside, x64
     )
     found = {"logits": logits, "outside": jnp.abs(jnp.where(mask, 0, for_values)).max()}
     wanted = {"logits": expected, "outside": jnp.zeros(())}
-    for row, image in enumerate(images):
+    for row, image in enumerate(lying):
         found[f"input gradient {row}"] = for_values[row, : image.shape[0], : image.shape[1]]
-        wanted[f"input gradient {row}"] = for_images[row]
+        wanted[f"input gradient {row}"] = for_images[row].swapaxes(0, 1) if turned else for_images[row]
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(for_params), jax.tree.leaves(for_params_alone), strict=True
     ):

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,45 @@ def test_on_a_padded_batch_gives_what_it_gives_on_each_image_alone(layer):
         errors = relative_errors(padded_tensors(layer, images, outside=outside), alone)
         assert all(error <= 1e-9 for error in errors.values()), (outside, errors)
         assert errors["input gradient outside the images"] == 0
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        conv(strides=2),
+        conv(kernel_size=5, padding=0, feature_group_count=1),
+        conv(kernel_dilation=2, padding=2),
+        MaxPool(3, strides=2, padding=1),
+        BatchNorm(3, rngs=nnx.Rngs(0), use_running_average=True),
+        GroupNorm(3, group_size=3, rngs=nnx.Rngs(0)),
+        SpatialPyramidPool((1, 2, 3)),
+        SpatialPyramidPool((3,), reduce="mean"),
+    ],
+    ids=lambda layer: type(layer).__name__ if isinstance(layer, nnx.Module) else None,
+)
+def test_on_a_turned_batch_gives_the_same_turned(layer):
+    images = [np.random.default_rng(n).normal(size=(*size, 3)) for n, size in enumerate(SIZES)]
+    alone = lone_tensors(layer, images)
+    for turned in (True, False):
+        errors = relative_errors(padded_tensors(layer, images, turned=turned), alone)
+        assert all(error <= 1e-9 for error in errors.values()), (turned, errors)
+        assert errors["input gradient outside the images"] == 0
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        conv(kernel_size=(1, 5)),
+        conv(strides=(4, 2)),
+        MaxPool((3, 1), strides=1),
+        SpatialPyramidPool((1, (2, 3))),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_what_differs_by_axis_refuses_a_batch_that_may_be_turned(layer):
+    x = dataclasses.replace(Padded.whole(jnp.zeros((1, 8, 8, 3))), turned=jnp.asarray(False))
+    with pytest.raises(ValueError, match=r"plan buckets of one orientation \(both_orientations=False\)"):
+        layer(x)
 
 
 @pytest.mark.parametrize("spatial", [(8,), (6, 7, 5)])

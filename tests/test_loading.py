@@ -1,9 +1,11 @@
 import threading
 
+import jax
 import numpy as np
 from conftest import noise_records, png
 
 from spp_jax import plan_buckets
+from spp_jax.compilation import data_mesh
 from spp_jax.data.decoding import decode
 from spp_jax.data.loading import abstract_batch, load_batches
 from spp_jax.data.records import Records
@@ -14,13 +16,13 @@ PLAN = plan_buckets(RECORDS.sizes, 3, pixels_per_step=20_000)
 
 
 def test_batches_hold_the_decoded_pictures_padded_in_order_with_filler_of_weight_0():
-    specs = in_order(PLAN.assign(RECORDS.sizes), PLAN)
+    specs = in_order(RECORDS.sizes, PLAN)
     seen = []
     for spec, (loaded_spec, batch, failed) in zip(specs, load_batches(RECORDS, specs), strict=True):
         assert loaded_spec == spec
         assert not failed
         size = spec.bucket.batch_size
-        expected = abstract_batch(spec.bucket)
+        expected = abstract_batch(spec.bucket, data_mesh(jax.devices()[:1]))
         assert batch.images.values.shape == expected.images.values.shape
         assert batch.images.values.dtype == np.uint8
         for row, index in enumerate(spec.rows):
@@ -48,12 +50,34 @@ def test_mirrored_rows_are_flipped_left_to_right():
             np.testing.assert_array_equal(found, pixels[:, ::-1] if mirrored else pixels)
 
 
+def test_upright_pictures_lie_turned_in_buckets_for_both_orientations():
+    plan = plan_buckets(RECORDS.sizes, 3, pixels_per_step=20_000, both_orientations=True)
+    schedule = Schedule(RECORDS.sizes, plan, seed=0, flip=True)
+    specs = list(schedule.steps(0, schedule.steps_per_epoch))
+    assert {spec.turned for spec in specs} == {False, True}
+    mesh = data_mesh(jax.devices()[:1])
+    for spec, batch, failed in load_batches(RECORDS, specs):
+        assert not failed
+        expected = abstract_batch(spec.bucket, mesh)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), batch) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), expected
+        )
+        assert bool(batch.images.turned) == spec.turned
+        for row, (index, mirrored) in enumerate(zip(spec.rows, spec.mirrored, strict=True)):
+            pixels = decode(RECORDS.photo(index))
+            pixels = pixels[:, ::-1] if mirrored else pixels
+            lying = pixels.transpose(1, 0, 2) if spec.turned else pixels
+            assert batch.images.sizes[row].tolist() == list(lying.shape[:2])
+            found = np.asarray(batch.images.values)[row, : lying.shape[0], : lying.shape[1]]
+            np.testing.assert_array_equal(found, lying)
+
+
 def test_a_picture_that_fails_leaves_a_row_of_weight_0_and_its_reason():
     bad = {3: b"no picture", 5: png(np.zeros((19, 200, 3), np.uint8))}
     records = Records(
         RECORDS.ids, RECORDS.sizes, lambda i: bad.get(i) or RECORDS.photo(i), RECORDS.scores, RECORDS.groups
     )
-    specs = in_order(PLAN.assign(records.sizes), PLAN)
+    specs = in_order(records.sizes, PLAN)
     reasons, pictures = {}, 0
     for spec, batch, failed in load_batches(records, specs):
         reasons |= failed
@@ -76,7 +100,7 @@ def test_decoding_runs_a_bounded_way_ahead_and_its_threads_end_with_the_consumer
 
     records = Records(RECORDS.ids, RECORDS.sizes, photo, RECORDS.scores, RECORDS.groups)
     plan = plan_buckets(records.sizes, 1)  # batches of one
-    batches = load_batches(records, in_order(plan.assign(records.sizes), plan), workers=2)
+    batches = load_batches(records, in_order(records.sizes, plan), workers=2)
     next(batches)
     batches.close()
     assert len(asked) <= 6

@@ -61,8 +61,20 @@ def test_knows_the_buckets_in_use_and_what_an_epoch_wastes_filler_rows_included(
     assert only.waste == pytest.approx(1 - large.prod(axis=1).sum() / computed)
 
 
+def test_a_batch_of_a_bucket_for_both_orientations_holds_pictures_of_one():
+    plan = plan_buckets(SIZES, 3, pixels_per_step=100_000, both_orientations=True)
+    specs = in_order(SIZES, plan)
+    assert sorted(i for spec in specs for i in spec.rows) == list(range(103))
+    for spec in specs:
+        shape = spec.bucket.shape[::-1] if spec.turned else spec.bucket.shape
+        assert (SIZES[list(spec.rows)] <= shape).all()
+        if spec.turned:  # only what must be
+            assert (SIZES[list(spec.rows)] > spec.bucket.shape).any(axis=1).all()
+    assert {spec.turned for spec in specs} == {False, True}
+
+
 def test_in_order_counts_every_picture_once_for_an_evaluation():
-    specs = in_order(PLAN.assign(SIZES), PLAN)
+    specs = in_order(SIZES, PLAN)
     counted = collections.Counter(i for spec in specs for i in spec.rows)
     assert counted == dict.fromkeys(range(103), 1)
     assert not any(m for spec in specs for m in spec.mirrored)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import noise_records
 
-from spp_jax import plan_buckets
+from spp_jax import Bucket, plan_buckets
 from spp_jax.compilation import data_mesh, use_compilation_cache
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.loading import load_batches
@@ -135,7 +135,7 @@ def test_filler_rows_change_neither_parameters_nor_statistics(schedule):
     run = Run(schedule)
     spec, batch, _ = next(load_batches(RECORDS, schedule.steps(0, 1)))
     batch = jax.tree.map(jnp.asarray, batch)
-    more = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]), batch)
+    more = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]) if x.ndim else x, batch)
     found, expected = (
         jax.jit(lambda state, b: train_step(run.graph, run.optimizer, 8.0, state, b))(run.state, b)
         for b in (more, batch)
@@ -145,6 +145,25 @@ def test_filler_rows_change_neither_parameters_nor_statistics(schedule):
     )
     np.testing.assert_allclose(found[1].loss, expected[1].loss, rtol=1e-5)
     assert found[1].pictures == expected[1].pictures == len(spec.rows)
+
+
+def test_a_step_on_turned_pictures_is_the_step_on_them_as_they_are(schedule):
+    run = Run(schedule)
+    spec = next(spec for spec in schedule.steps(0, schedule.steps_per_epoch) if spec.turned)
+    upright = dataclasses.replace(
+        spec, bucket=Bucket(spec.bucket.shape[::-1], spec.bucket.batch_size), turned=False
+    )
+    batches = [jax.tree.map(jnp.asarray, batch) for _, batch, _ in load_batches(RECORDS, [spec, upright])]
+    assert batches[0].images.turned
+    assert batches[1].images.turned is None
+    (turned, losses), (straight, other_losses) = (
+        jax.jit(lambda state, b: train_step(run.graph, run.optimizer, 8.0, state, b))(run.state, batch)
+        for batch in batches
+    )
+    np.testing.assert_allclose(losses.loss, other_losses.loss, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), turned.params, straight.params
+    )
 
 
 def test_a_step_without_any_readable_picture_keeps_the_state_finite(schedule):

@@ -1,5 +1,6 @@
 """Batches of a schedule, decoded by threads ahead of the device, in order, in bounded memory."""
 
+import dataclasses
 import os
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -8,9 +9,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh
 
 from spp_jax.buckets import Bucket
+from spp_jax.compilation import abstract, over_rows
 from spp_jax.data.decoding import UnreadableError, decode
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import BatchSpec
@@ -25,7 +27,8 @@ class Batch(NamedTuple):
     """What goes to the device, as a pytree.
 
     Attributes:
-        images: uint8, values ``[batch, height, width, 3]``.
+        images: uint8, values ``[batch, height, width, 3]``; the batch may be turned where its bucket is
+            for both orientations.
         scores: float32 ``[batch]``, 0 in rows of weight 0.
         weights: float32 ``[batch]``: 1, or 0 for filler rows and pictures that could not be read.
     """
@@ -43,20 +46,22 @@ class Loaded(NamedTuple):
     failed: dict[int, str]
 
 
-def abstract_batch(bucket: Bucket, sharding: NamedSharding | None = None) -> Batch:
-    """Shapes and dtypes of a bucket's batches, to compile for.
+def abstract_batch(bucket: Bucket, mesh: Mesh) -> Batch:
+    """Shapes, dtypes and shardings of a bucket's batches, to compile for.
 
     Args:
         bucket: its global batches.
-        sharding: over the rows, which are filled up so that the devices divide them.
+        mesh: their rows are filled up so that its devices divide them.
     """
 
     def array(dtype, *shape: int) -> Any:
-        return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=sharding)
+        return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
-    rows = _rows(bucket, sharding.mesh.size if sharding else 1)
-    images = Padded(array(np.uint8, *bucket.shape, 3), array(np.int32, len(bucket.shape)))
-    return Batch(images, array(np.float32), array(np.float32))
+    rows = _rows(bucket, mesh.size)
+    turned: Any = jax.ShapeDtypeStruct((), np.bool) if bucket.both_orientations else None
+    images = Padded(array(np.uint8, *bucket.shape, 3), array(np.int32, len(bucket.shape)), turned)
+    batch = Batch(images, array(np.float32), array(np.float32))
+    return jax.tree.map(abstract, batch, over_rows(batch, mesh))
 
 
 def load_batches(
@@ -110,7 +115,10 @@ def _load(records: Records, spec: BatchSpec, devices: int) -> Loaded:
         except UnreadableError as error:
             failed[index] = str(error)
             continue
-        pictures[row] = picture[:, ::-1] if mirrored else picture
+        picture = picture[:, ::-1] if mirrored else picture
+        pictures[row] = picture.swapaxes(0, 1) if spec.turned else picture
         scores[row], weights[row] = records.scores[index], 1
-    images = pad_batch(pictures, spec.bucket.shape)
+    images: Any = pad_batch(pictures, spec.bucket.shape)
+    if spec.bucket.both_orientations:
+        images = dataclasses.replace(images, turned=np.asarray(spec.turned))
     return Loaded(spec, Batch(images, scores, weights), failed)  # pyright: ignore[reportArgumentType]

@@ -6,6 +6,7 @@ that resumes at ``k`` goes on with the very batches of one that never stopped.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,11 +25,13 @@ class BatchSpec:
         rows: indices into the records; fewer than the bucket's batch size where the last batch of a
             bucket is not full (the rest are filler rows of weight 0).
         mirrored: bool, one per row.
+        turned: the pictures lie in the bucket with height and width swapped.
     """
 
     bucket: Bucket
     rows: tuple[int, ...]
     mirrored: tuple[bool, ...]
+    turned: bool
 
 
 class Schedule:
@@ -46,17 +49,17 @@ class Schedule:
         Raises:
             ValueError: a record is larger than every bucket.
         """
-        self._homes = plan.assign(sizes)
+        self._sizes = sizes
         self.plan = plan
         self._seed = seed
         self._flip = flip
-        epoch = in_order(self._homes, plan)
+        epoch = in_order(sizes, plan)
         self.steps_per_epoch = len(epoch)
         self.buckets = tuple(dict.fromkeys(spec.bucket for spec in epoch))
         """Those in use, each with one program to compile."""
         self.waste = float(1 - np.prod(sizes, axis=1).sum() / sum(spec.bucket.pixels for spec in epoch))
         """Share of the pixels of an epoch's batches that are no picture's, filler rows included."""
-        self.mean_batch = len(self._homes) / self.steps_per_epoch
+        self.mean_batch = len(sizes) / self.steps_per_epoch
         """Pictures per step, averaged over an epoch. A loss that divides each batch's sum by this
         constant gives every picture the same weight in an epoch's gradient, whatever its bucket."""
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
@@ -72,13 +75,13 @@ class Schedule:
 
     def _draw_epoch(self, epoch: int) -> list[BatchSpec]:
         rng = np.random.default_rng((self._seed, epoch))
-        mirrored = (rng.random(len(self._homes)) < 0.5) & self._flip
-        batches = in_order(self._homes, self.plan, rng.permutation(len(self._homes)), mirrored)
+        mirrored = (rng.random(len(self._sizes)) < 0.5) & self._flip
+        batches = in_order(self._sizes, self.plan, rng.permutation(len(self._sizes)), mirrored)
         return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def in_order(
-    homes: np.ndarray,
+    sizes: np.ndarray,
     plan: BucketPlan,
     order: np.ndarray | None = None,
     mirrored: np.ndarray | None = None,
@@ -86,18 +89,22 @@ def in_order(
     """Every picture exactly once, bucket by bucket: the batches of an evaluation.
 
     Args:
-        homes: the bucket of each picture, ``[n]``, as :meth:`BucketPlan.assign` gives it.
-        plan: the buckets.
+        sizes: integers ``[n, 2]``, of each picture.
+        plan: the buckets. In one for both orientations, pictures that lie turned have batches of their own.
         order: a permutation of the pictures, ``[n]``; None: as they come.
         mirrored: bool ``[n]``; None: none is.
+
+    Raises:
+        ValueError: a picture is larger than every bucket.
     """
+    homes, turned = plan.assign(sizes), plan.turned(sizes)
     order = np.arange(len(homes)) if order is None else order
     mirrored = np.zeros(len(homes), bool) if mirrored is None else mirrored
     batches = []
-    for number, bucket in enumerate(plan.buckets):
-        members = order[homes[order] == number]
+    for (number, bucket), turn in itertools.product(enumerate(plan.buckets), (False, True)):
+        members = order[(homes[order] == number) & (turned[order] == turn)]
         batches += (
-            BatchSpec(bucket, tuple(rows.tolist()), tuple(mirrored[rows].tolist()))
+            BatchSpec(bucket, tuple(rows.tolist()), tuple(mirrored[rows].tolist()), turn)
             for rows in np.split(members, range(bucket.batch_size, len(members), bucket.batch_size))
             if len(rows)
         )
