@@ -258,18 +258,26 @@ def warn_of_compilations() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def watch_compilations(report: Callable[[Compilation], None]) -> Iterator[None]:
+def watch_compilations(report: Callable[[Compilation], None], *, explain: bool = True) -> Iterator[None]:
     """Within it, ``report`` is called for each compilation, in the thread that asked XLA for it.
 
     JAX's events name the function; its log, which is read and not shown, says shapes and cause. Watches
     may be nested: each is told.
+
+    Args:
+        report: what to do.
+        explain: ask JAX for the causes, for which it compares each program with all before: after
+            hundreds, seconds for each.
     """
+    explained = jax.config.values["jax_explain_cache_misses"]
     if not _watch.reports:
         _watch.begin()
     _watch.reports.append(report)
+    jax.config.update("jax_explain_cache_misses", explained or explain)
     try:
         yield
     finally:
+        jax.config.update("jax_explain_cache_misses", explained)
         _watch.reports.remove(report)
         if not _watch.reports:
             _watch.end()
@@ -290,10 +298,8 @@ class _Watch(logging.Filter):
     def begin(self) -> None:
         self._loggers = [logging.getLogger(f"jax._src.{name}") for name in self._NAMES]
         self._levels = [logger.level for logger in self._loggers]
-        self._explained = jax.config.values["jax_explain_cache_misses"]
         jax.monitoring.register_event_listener(self._on_event)
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
-        jax.config.update("jax_explain_cache_misses", True)
         for logger in self._loggers:
             logger.addFilter(self)
         self._loggers[0].setLevel(logging.DEBUG)  # where shapes and types are told
@@ -301,7 +307,6 @@ class _Watch(logging.Filter):
     def end(self) -> None:
         jax.monitoring.unregister_event_listener(self._on_event)
         jax.monitoring.unregister_event_duration_listener(self._on_duration)
-        jax.config.update("jax_explain_cache_misses", self._explained)
         for logger, level in zip(self._loggers, self._levels, strict=True):
             logger.removeFilter(self)
             logger.setLevel(level)

@@ -311,7 +311,7 @@ def count_compilations() -> Iterator[Compilations]:
     def add(compilation: Compilation) -> None:
         (count.cached if compilation.cached else count.compiled)[compilation.name] += 1
 
-    with watch_compilations(add):
+    with watch_compilations(add, explain=False):
         yield count
 
 

@@ -160,7 +160,7 @@ class TestTrain:
         arguments = [*QUICK[:-1], 5000, "--batch-multiple", 2, "--dry-run", "--out", tmp_path / "run"]
         status, _, said = call(train, *arguments)
         assert status == 0
-        assert "a batch of 2 of 64x64 has 8,192 pixels, more than --pixels-per-step 5,000" in said
+        assert "a batch of 2 of 56x64 either way has 7,168 pixels, more than --pixels-per-step 5,000" in said
 
     def test_pictures_that_cannot_be_read_are_named_listed_and_told_by_the_status(
         self, call, tmp_path, monkeypatch
