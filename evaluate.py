@@ -37,15 +37,18 @@ class Options:
     """Data set to evaluate on."""
     split: str = "test"
     """Part of the data set: train, validation or test."""
+    protocol: str | None = None
+    """How the data set is split: folds, random or official. Default: as the model was trained."""
     fold: int | None = None
     """Fold of the split. Default: the one the model was trained for, so that test means unseen."""
     photos: tuple[Path, ...] = ()
     """Photographs to score, or folders of them (searched to the bottom)."""
     out: Path | None = None
     """JSON file for the figures. Default for --data: in the folder of the checkpoint, metrics.json for
-    the test part of the fold trained for, else metrics-SPLIT-foldN.json; none for --photos."""
+    the test part of the fold trained for, else metrics-SPLIT-foldN.json, with the names of data set and
+    protocol where these differ from the training's; none for --photos."""
     data_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
-    """Where prepared data sets are kept."""
+    """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, the folder."""
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
     who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
@@ -77,9 +80,12 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     if options.split not in SPLITS:
         raise UsageError(f"--split {options.split}: unknown; known are {', '.join(SPLITS)}")
     fold = scorer.config.fold if options.fold is None else options.fold
-    records = load_dataset(options.data, options.data_dir, say=lambda text: print(text, file=sys.stderr))
+    protocol = options.protocol or scorer.config.protocol
+    records, unread = load_dataset(
+        options.data, options.data_dir, scorer.config.decoding, say=lambda text: print(text, file=sys.stderr)
+    )
     try:
-        records = split_records(records, options.split, fold)
+        records = split_records(records, options.split, protocol, fold)
     except ValueError as error:
         raise UsageError(str(error)) from None
     records, small = records.at_least(scorer.min_size)
@@ -87,17 +93,23 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
         raise UsageError(f"--data {options.data}: every picture is smaller than the model takes")
     with tqdm(total=len(records), unit="photo", desc="score", mininterval=1) as bar:
         scores, failed = scorer.score_records(records, progress=bar.update)
-    skipped = dict.fromkeys(small, "is smaller than the model takes")
+    smallest = "x".join(map(str, scorer.min_size))
+    skipped = unread | dict.fromkeys(small, f"is smaller than {smallest} pixels (height x width)")
     skipped |= {records.ids[index]: reason for index, reason in failed.items()}
     if len(failed) == len(records):
         _name_skipped(skipped)
         raise UsageError(f"--data {options.data}: no picture of {options.split} could be read")
-    result = agreement(scores, records.scores)
-    print(f"{options.data}, {options.split}, fold {fold}")
+    result = agreement(scores, records.scores, records.good)
+    print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
     print(result.table())
-    described = {"data": options.data, "split": options.split, "fold": fold, **result.to_dict()}
-    held_out = options.split == "test" and fold == scorer.config.fold
-    name = "metrics.json" if held_out else f"metrics-{options.split}-fold{fold}.json"
+    described = {"data": options.data, "split": options.split, "protocol": protocol, "fold": fold}
+    described |= result.to_dict()
+    trained_for = (scorer.config.data, scorer.config.protocol, scorer.config.fold)
+    held_out = options.split == "test" and (options.data, protocol, fold) == trained_for
+    differing = [options.data] if options.data != scorer.config.data else []
+    differing += [protocol] if protocol != scorer.config.protocol else []
+    name = "-".join(["metrics", *differing, options.split, f"fold{fold}"])
+    name = "metrics.json" if held_out else f"{name}.json"
     out = options.out or options.checkpoint / name
     out.write_text(json.dumps(described, indent=2) + "\n")
     return _name_skipped(skipped)

@@ -34,7 +34,7 @@ from spp_jax.compilation import (
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.data import load_dataset
 from spp_jax.data.records import SPLITS, Records, split_records
-from spp_jax.data.schedule import Schedule
+from spp_jax.data.schedule import Schedule, at_scale
 from spp_jax.journal import Journal, draw_curves, write_skipped
 from spp_jax.metrics import agreement
 from spp_jax.models import create_model
@@ -63,7 +63,7 @@ class Options:
     """Take buckets and batch sizes from this file, the buckets.json of another run, instead of planning
     them: --buckets, --pixels-per-step, --batch-multiple and --shape-multiple then decide nothing."""
     data_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
-    """Where prepared data sets are kept."""
+    """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, your folder."""
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
     who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
@@ -72,6 +72,10 @@ class Options:
         """Where this run writes."""
         run = self.run
         return self.out or Path("checkpoints") / f"{run.data}-{run.model}-fold{run.fold}"
+
+
+class TooManySkippedError(Exception):
+    """More pictures could not be read than the configuration allows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     except UsageError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return WRONG_USE
-    except (OSError, FloatingPointError) as error:
+    except (OSError, FloatingPointError, TooManySkippedError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
@@ -127,20 +131,30 @@ def _parse(arguments: list[str] | None) -> Options:
 def _prepare(options: Options) -> Job:
     config = options.run
     smallest = create_model_shape(config)
-    records = load_dataset(config.data, options.data_dir, say=lambda text: print(text, file=sys.stderr))
+    records, skipped = load_dataset(
+        config.data, options.data_dir, config.decoding, say=lambda text: print(text, file=sys.stderr)
+    )
     records, small = records.at_least(smallest)
-    skipped = dict.fromkeys(small, f"is smaller than the model takes, {smallest[0]}x{smallest[1]}")
+    skipped |= dict.fromkeys(small, f"is smaller than {smallest[0]}x{smallest[1]} pixels (height x width)")
     try:
-        parts = {split: split_records(records, split, config.fold) for split in SPLITS}
+        parts = {split: split_records(records, split, config.protocol, config.fold) for split in SPLITS}
     except ValueError as error:
         raise UsageError(str(error)) from None
-    plan = _plan(options, records)
-    schedule = Schedule(parts["train"].sizes, plan, seed=config.seed, flip=config.flip)
-    total_steps = config.steps or config.epochs * schedule.steps_per_epoch
+    scaled = [at_scale(parts["train"].sizes, scale, smallest) for scale in config.scales]
+    plan = _plan(options, np.concatenate([records.sizes, *scaled]))
+    schedule = Schedule(
+        parts["train"].sizes,
+        plan,
+        seed=config.seed,
+        flip=config.flip,
+        scales=config.scales,
+        smallest=smallest,
+    )
+    total_steps = config.steps or schedule.first_step(config.epochs)
     return Job(config, data_mesh(), parts, skipped, schedule, total_steps)
 
 
-def _plan(options: Options, records: Records) -> BucketPlan:
+def _plan(options: Options, sizes: np.ndarray) -> BucketPlan:
     """One plan for the whole data set: all of training, validation and test runs in its buckets."""
     if options.resume:
         if options.plan:
@@ -148,17 +162,17 @@ def _plan(options: Options, records: Records) -> BucketPlan:
         with Checkpoints(options.folder()) as checkpoints:
             plan = checkpoints.about().plan
         try:
-            plan.assign(records.sizes)
+            plan.assign(sizes)
         except ValueError:
             raise _other_records(options.folder()) from None
     elif options.plan:
         try:
             plan = BucketPlan.from_json(options.plan.read_text())
-            plan.assign(records.sizes)
+            plan.assign(sizes)
         except (OSError, ValueError) as error:
             raise UsageError(f"--plan {options.plan}: {error}") from None
     else:
-        plan = plan_buckets(records.sizes, **options.run.bucketing)
+        plan = plan_buckets(sizes, **options.run.bucketing)
         for bucket in plan.buckets:
             if bucket.pixels > options.run.pixels_per_step:
                 print(
@@ -175,7 +189,7 @@ def create_model_shape(config: RunConfig) -> tuple[int, int]:
         model = nnx.eval_shape(lambda: create_model(config.model, levels=config.levels, rngs=nnx.Rngs(0)))
     except ValueError as error:
         raise UsageError(f"--model {config.model}: {error}") from None
-    return model.min_size
+    return max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side)
 
 
 def _dry_run(job: Job) -> int:
@@ -210,10 +224,12 @@ def _train(job: Job, options: Options) -> int:
     judge = _Judge(graph, state, job)
     interrupted = _Interruption()
     skipped = dict(job.skipped)
+    pictures = len(skipped) + sum(map(len, job.parts.values()))
 
     print(_describe(job), file=sys.stderr)
     for name, reason in job.skipped.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
+    _check_share(len(skipped), pictures, config)
     with Checkpoints(folder) as checkpoints, interrupted, contextlib.ExitStack() as open_things:
         start = 0
         if options.resume:
@@ -237,6 +253,7 @@ def _train(job: Job, options: Options) -> int:
             for name in failed.keys() - skipped.keys():
                 tqdm.write(f"skipped {name}: {failed[name]}", file=sys.stderr)
             skipped.update(failed)
+            _check_share(len(skipped), pictures, config)
 
         def after_step(done: int, state: TrainState, metrics: dict) -> bool:
             nonlocal seen
@@ -250,12 +267,12 @@ def _train(job: Job, options: Options) -> int:
                 refresh=False,
             )
             bar.update()
-            if done % schedule.steps_per_epoch == 0 or done == job.total_steps:
+            if schedule.epochs_done(done).is_integer() or done == job.total_steps:
                 result, failed = judge.validate(state, validation)
                 note_skipped(failed)
                 journal.write({"step": done, "validation": result, **({"skipped": failed} if failed else {})})
                 tqdm.write(
-                    f"epoch {done / schedule.steps_per_epoch:g}: validation loss {result['loss']:.3f}, "
+                    f"epoch {schedule.epochs_done(done):g}: validation loss {result['loss']:.3f}, "
                     f"accuracy {result['accuracy']:.1%}, SRCC {result['srcc'] or math.nan:.3f}",
                     file=sys.stderr,
                 )
@@ -281,7 +298,7 @@ def _train(job: Job, options: Options) -> int:
                     after_step=after_step,
                 )
     try:
-        draw_curves(journal.lines, schedule.steps_per_epoch, folder / "curves.png")
+        draw_curves(journal.lines, schedule.epochs_done, folder / "curves.png")
     except ModuleNotFoundError:
         print("curves.png is not drawn: pip install 'spp_jax[plots]'", file=sys.stderr)
     if interrupted:
@@ -292,6 +309,14 @@ def _train(job: Job, options: Options) -> int:
     if skipped:
         print(f"skipped {len(skipped)} photographs: {folder / 'skipped.csv'}", file=sys.stderr)
     return SKIPPED if skipped else DONE
+
+
+def _check_share(skipped: int, pictures: int, config: RunConfig) -> None:
+    if skipped > config.max_failed * pictures:
+        raise TooManySkippedError(
+            f"{skipped} of {pictures} pictures had to be skipped, more than --max-failed "
+            f"{config.max_failed:g} allows; what was saved stands"
+        )
 
 
 def _restore(checkpoints: Checkpoints, about: About, like: TrainState) -> tuple[int, TrainState]:
@@ -387,7 +412,7 @@ class _Judge:
         labels = records.scores
         sure = np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)
         loss = -np.nanmean(labels * np.log(sure) + (1 - labels) * np.log1p(-sure))
-        return {"loss": float(loss), **agreement(scores, labels).to_dict()}, failed
+        return {"loss": float(loss), **agreement(scores, labels, records.good).to_dict()}, failed
 
 
 def _test(judge: _Judge, state: TrainState, job: Job, folder: Path, skipped: dict[str, str]) -> None:
@@ -396,12 +421,14 @@ def _test(judge: _Judge, state: TrainState, job: Job, folder: Path, skipped: dic
     for name, reason in failed.items():
         print(f"skipped {name}: {reason}", file=sys.stderr)
     skipped.update(failed)
-    result = agreement(scores, records.scores)
-    print(
-        f"\ntest, fold {job.config.fold}: photographs never seen ({', '.join(sorted(set(records.groups)))})"
-    )
+    result = agreement(scores, records.scores, records.good)
+    groups = sorted(set(records.groups))
+    named = ", ".join(groups) if len(groups) <= 8 else f"{len(groups)} groups"
+    print(f"\ntest, {job.config.protocol}, fold {job.config.fold}: photographs never seen ({named})")
     print(result.table())
-    described = {"data": job.config.data, "split": "test", "fold": job.config.fold, **result.to_dict()}
+    config = job.config
+    described = {"data": config.data, "split": "test", "protocol": config.protocol, "fold": config.fold}
+    described |= result.to_dict()
     (folder / "metrics.json").write_text(json.dumps(described, indent=2) + "\n")
     print(f"\nwritten to {folder}: checkpoints, metrics.json, metrics.jsonl, buckets.json and pictures")
 

@@ -36,8 +36,10 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options)
     scorer = Scorer.from_checkpoint(options.checkpoint)
-    records = load_dataset("distorted_photos", Path(platformdirs.user_cache_dir("spp_jax")) / "data")
-    held_out = sorted(set(split_records(records, "test", scorer.config.fold).groups))
+    config = scorer.config
+    data_dir = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    records, _ = load_dataset("distorted_photos", data_dir, config.decoding)
+    held_out = sorted(set(split_records(records, "test", config.protocol, config.fold).groups))
     options.out.mkdir(parents=True, exist_ok=True)
     files = []
     for name in held_out:

@@ -1,6 +1,6 @@
-"""Test accuracy over all folds: every source photograph of a data set is once in the test part.
+"""Test accuracy over all splits of a protocol: five folds, each group tested once, or ten random splits.
 
-    python benchmarks/folds.py [--out FOLDER] [-- any options of train.py]
+    python benchmarks/folds.py [--protocol NAME] [--out FOLDER] [-- any options of train.py]
 
 Trains once a fold (a fold whose run is already in FOLDER is read, not repeated), prints figures per
 fold with mean and standard deviation, and saves folds.json and folds.png.
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spp_jax.data.records import FOLDS
+from spp_jax.data.records import PROTOCOLS
 
 FIGURES = ("accuracy", "srcc", "plcc")
 
@@ -22,15 +22,17 @@ FIGURES = ("accuracy", "srcc", "plcc")
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("checkpoints/folds"), help="folder for the runs")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="folds", help="of train.py")
     parser.add_argument("train", nargs="*", help="options of train.py, after --")
     options = parser.parse_args()
     train = Path(__file__).parents[1] / "train.py"
     results = []
-    for fold in range(FOLDS):
+    for fold in range(PROTOCOLS[options.protocol]):
         folder = options.out / f"fold{fold}"
         figures = folder / "metrics.json"
         if not figures.is_file():
             command = [sys.executable, str(train), "--fold", str(fold), "--out", str(folder), *options.train]
+            command += ["--protocol", options.protocol]
             status = subprocess.run(command).returncode
             if not figures.is_file():
                 print(f"fold {fold} ended with status {status} and no figures", file=sys.stderr)
@@ -64,7 +66,7 @@ def _draw(table: np.ndarray, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for place, name in enumerate(FIGURES):
-        axes.bar(np.arange(FOLDS) + 0.27 * (place - 1), table[:, place], 0.25, label=name)
+        axes.bar(np.arange(len(table)) + 0.27 * (place - 1), table[:, place], 0.25, label=name)
     axes.set(xlabel="fold", ylim=(0, 1), title="Photographs never seen")
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 
+from spp_jax.config import Decoding
 from spp_jax.data import load_dataset
 
 __all__ = ["read_sizes", "scaled"]
@@ -17,7 +18,8 @@ def read_sizes(path: Path | None) -> tuple[np.ndarray, np.ndarray]:
         path: a file of lines ``height,width,count`` after a heading; None: the default data set.
     """
     if path is None:
-        sizes = load_dataset("distorted_photos", Path(platformdirs.user_cache_dir("spp_jax")) / "data").sizes
+        data_dir = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+        sizes = load_dataset("distorted_photos", data_dir, Decoding())[0].sizes
         return sizes, np.ones(len(sizes), np.int64)
     table = np.loadtxt(path, delimiter=",", skiprows=1, dtype=np.int64, ndmin=2)
     return table[:, :2], table[:, 2]

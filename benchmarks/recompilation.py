@@ -157,7 +157,7 @@ def make_batches(row: str, sizes: np.ndarray, options: Options) -> list[tuple[Bu
 
     names = tuple(map(str, range(len(sizes))))
     scores = np.linspace(0, 1, len(sizes)).astype(np.float32)
-    records = Records(names, strategy(row, sizes, options)[0], fed, scores, names)
+    records = Records(names, strategy(row, sizes, options)[0], fed, scores, scores >= 0.5, names)
     batches = []
     for spec, batch, _ in load_batches(records, make_specs(row, sizes, options)):
         if row == NAIVE:

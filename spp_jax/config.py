@@ -8,11 +8,37 @@ import dataclasses
 import json
 from typing import Any
 
-__all__ = ["RunConfig", "UsageError"]
+import numpy as np
+
+__all__ = ["Decoding", "RunConfig", "UsageError"]
 
 
 class UsageError(Exception):
     """The user asked for something that cannot be; the message is one line and says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How photographs become pixels: alike in training and scoring, so part of a run's configuration.
+
+    Attributes:
+        max_pixels: a larger picture is scaled down to at most this many; None: none is.
+        refuse_pixels: a larger picture is refused from its header, before memory is taken for it. Pillow
+            itself refuses twice ``PIL.Image.MAX_IMAGE_PIXELS``.
+        background: sRGB, 0 to 255, under what is transparent.
+    """
+
+    max_pixels: int | None = None
+    refuse_pixels: int = 80_000_000
+    background: tuple[int, int, int] = (255, 255, 255)
+
+    def scaled(self, sizes: Any) -> np.ndarray:
+        """The sizes at which pictures of these sizes are used: int64 ``[..., 2]``."""
+        sizes = np.asarray(sizes, np.int64)
+        if self.max_pixels is None:
+            return sizes
+        scale = np.sqrt(self.max_pixels / np.maximum(sizes.prod(axis=-1, keepdims=True), 1))
+        return np.where(scale < 1, np.maximum(np.floor(sizes * scale), 1), sizes).astype(np.int64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +47,21 @@ class RunConfig:
 
     data: str = "distorted_photos"
     """Data set."""
+    protocol: str = "folds"
+    """How the data set is split: folds (five, each group tested in one), random (ten, 80/10/10 by group),
+    or official, the source's own."""
     fold: int = 0
-    """Which of the folds is the test part; every photograph is in exactly one."""
+    """Which of the protocol's splits, from 0."""
+    max_pixels: int | None = None
+    """Larger pictures are scaled down to this many pixels, their aspect ratio kept."""
+    refuse_pixels: int = 80_000_000
+    """Pictures of more pixels are skipped, from their header, before memory is taken for them."""
+    min_side: int = 1
+    """Pictures with a shorter side are skipped; the model may ask for more."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """sRGB, 0 to 255, under transparent pictures."""
+    max_failed: float = 0.1
+    """A run stops when more than this share of the training pictures could not be read."""
     model: str = "compact"
     """Network: a name that spp_jax.list_models() gives."""
     levels: tuple[int, ...] = (1, 2, 4)
@@ -52,6 +91,8 @@ class RunConfig:
     """Gradients are scaled down to this global norm."""
     flip: bool = True
     """Mirror half of the training pictures, anew in every epoch."""
+    scales: tuple[float, ...] = (1.0,)
+    """Sizes at which a training picture is seen, of its own, epoch by epoch in turns (SPP-net, 2.3)."""
     seed: int = 0
     """Of parameters, order and mirroring."""
     save_every: int = 200
@@ -69,11 +110,18 @@ class RunConfig:
             "pixels_per_step",
             "batch_multiple",
             "shape_multiple",
+            "refuse_pixels",
+            "min_side",
             "save_every",
         ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("steps", self.steps is None or self.steps >= 1, "at least 1")
         self._require("levels", bool(self.levels) and min(self.levels) >= 1, "one or more integers >= 1")
+        self._require("max_pixels", self.max_pixels is None or self.max_pixels >= 1, "at least 1")
+        sound = bool(self.scales) and all(0 < scale <= 4 for scale in self.scales)
+        self._require("scales", sound, "one or more numbers above 0, at most 4")
+        self._require("background", all(0 <= c <= 255 for c in self.background), "three numbers, 0 to 255")
+        self._require("max_failed", 0 <= self.max_failed <= 1, "in [0, 1]")
         self._require("seed", self.seed >= 0, "at least 0")
         for name in ("learning_rate", "clip_norm"):
             self._require(name, getattr(self, name) > 0, "above 0")
@@ -84,6 +132,11 @@ class RunConfig:
         if not holds:
             flag = name.replace("_", "-")
             raise UsageError(f"--{flag} {getattr(self, name)}: must be {expected}")
+
+    @property
+    def decoding(self) -> Decoding:
+        """How pictures become pixels, in training and wherever its model is applied."""
+        return Decoding(self.max_pixels, self.refuse_pixels, self.background)
 
     @property
     def bucketing(self) -> dict[str, Any]:
@@ -113,7 +166,8 @@ class RunConfig:
                 "this configuration was written by another version of spp_jax: the fields "
                 f"{sorted(set(fields) ^ known)} are in one of them only"
             )
-        return cls(**{**fields, "levels": tuple(fields["levels"])})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
 
     def differences(self, other: "RunConfig") -> list[str]:
         """The fields in which two configurations differ, as ``name: mine, not theirs``."""

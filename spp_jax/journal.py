@@ -1,8 +1,10 @@
 """What a run writes down as it goes: `metrics.jsonl`, `skipped.csv`, and `curves.png` drawn from them."""
 
 import csv
+import itertools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +67,13 @@ def write_skipped(path: Path, skipped: dict[str, str]) -> None:
         writer.writerows(sorted(skipped.items()))
 
 
-def draw_curves(lines: list[dict[str, Any]], steps_per_epoch: int, path: Path) -> None:
+def draw_curves(lines: list[dict[str, Any]], epochs_done: Callable[[int], float], path: Path) -> None:
     """Accuracy and loss by epoch, training and validation, as a PNG.
 
     Args:
         lines: of a :class:`Journal`.
-        steps_per_epoch: training figures are averaged over this many steps, weighted by pictures.
+        epochs_done: of a number of steps; training figures are averaged over an epoch, weighted by
+            pictures.
         path: where to draw.
 
     Raises:
@@ -81,8 +84,9 @@ def draw_curves(lines: list[dict[str, Any]], steps_per_epoch: int, path: Path) -
 
     steps = [line for line in lines if "loss" in line]
     checks = [line for line in lines if "validation" in line]
-    epochs = [steps[i : i + steps_per_epoch] for i in range(0, len(steps), steps_per_epoch)]
-    at = [epoch[-1]["step"] / steps_per_epoch for epoch in epochs]
+    by_epoch = itertools.groupby(steps, lambda line: int(epochs_done(line["step"] - 1)))
+    epochs = [list(epoch) for _, epoch in by_epoch]
+    at = [epochs_done(epoch[-1]["step"]) for epoch in epochs]
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, name in zip(figure.subplots(1, 2), ("accuracy", "loss"), strict=True):
@@ -92,7 +96,7 @@ def draw_curves(lines: list[dict[str, Any]], steps_per_epoch: int, path: Path) -
         ]
         axes.plot(at, means, "o-", markersize=3, label="training")
         axes.plot(
-            [check["step"] / steps_per_epoch for check in checks],
+            [epochs_done(check["step"]) for check in checks],
             [check["validation"][name] for check in checks],
             "s--",
             markersize=3,

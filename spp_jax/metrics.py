@@ -1,6 +1,6 @@
 """How well scores agree with labels. Host code, NumPy and scipy.
 
-Scores and labels are float ``[n]`` in [0, 1]; a picture is good from 0.5 up. Shapes must be equal: a
+Scores and labels are float ``[n]`` in [0, 1]; a picture is judged good from 0.5 up. Shapes must be equal: a
 ``[n, 1]`` against ``[n]`` would broadcast to a silent wrong answer.
 """
 
@@ -20,7 +20,7 @@ class Agreement:
 
     Attributes:
         count: pictures that were scored.
-        accuracy: share on the right side of 0.5.
+        accuracy: share judged rightly to be good or not.
         srcc: Spearman's rank correlation; NaN where either side is constant.
         plcc: Pearson's linear correlation, with no fitted curve; NaN likewise.
         confusion: pictures by (truly good?, judged good?), each 0 or 1: ``confusion[0][1]`` counts bad
@@ -53,24 +53,26 @@ class Agreement:
         return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in fields.items()}
 
 
-def agreement(scores: np.ndarray, labels: np.ndarray) -> Agreement:
+def agreement(scores: np.ndarray, labels: np.ndarray, good: np.ndarray | None = None) -> Agreement:
     """Compare scores with labels; pictures whose score is NaN (unreadable ones) are left out.
 
     Args:
         scores: float ``[n]``.
         labels: float ``[n]``.
+        good: bool ``[n]``, which of the pictures are truly good; None: those of a label of at least 0.5.
 
     Raises:
         ValueError: the shapes are not equal ``[n]``, or nothing was scored.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
-    if scores.shape != labels.shape or scores.ndim != 1:
-        raise ValueError(f"scores {scores.shape} and labels {labels.shape} must both be [n]")
+    good = labels >= 0.5 if good is None else np.asarray(good, bool)
+    if not scores.shape == labels.shape == good.shape or scores.ndim != 1:
+        raise ValueError(f"scores {scores.shape}, labels {labels.shape}, good {good.shape} must all be [n]")
     scored = ~np.isnan(scores)
     if not scored.any():
         raise ValueError("there is no scored picture to compare with its label")
-    scores, labels = scores[scored], labels[scored]
-    judged, good = scores >= 0.5, labels >= 0.5
+    scores, labels, good = scores[scored], labels[scored], good[scored]
+    judged = scores >= 0.5
 
     def row(truth: bool) -> tuple[int, int]:
         return int(((good == truth) & ~judged).sum()), int(((good == truth) & judged).sum())

@@ -40,7 +40,7 @@ class Scorer:
         """Take a trained model and the configuration of its run."""
         model.eval()
         self.config = config
-        self.min_size = model.min_size
+        self.min_size = (max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side))
         self.skipped: dict[int, str] = {}
         graph, variables = nnx.split(model)
         self._mesh = data_mesh()
@@ -75,7 +75,7 @@ class Scorer:
         """
         photos = list(photos)
         scores = np.full(len(photos), np.nan, np.float32)
-        records, places, self.skipped = photo_records(photos, self.min_size)
+        records, places, self.skipped = photo_records(photos, self.min_size, self.config.decoding)
         progress(len(self.skipped))
         if len(records):
             found, failed = self.score_records(records, progress=progress)

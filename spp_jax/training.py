@@ -47,7 +47,7 @@ class StepMetrics(NamedTuple):
 
     Attributes:
         loss: summed over pictures.
-        correct: pictures judged on the right side of 0.5.
+        correct: good pictures judged at least 0.5, and others below.
         pictures: how many were of weight 1.
     """
 
@@ -112,7 +112,7 @@ def train_step(
         model = nnx.merge(graph, params, state.stats, copy=True)
         logits = model(batch.images)[:, 0]
         losses = score_loss(logits, batch.scores)
-        correct = (logits >= 0) == (batch.scores >= 0.5)
+        correct = (logits >= 0) == batch.good
         metrics = StepMetrics(batch.weights @ losses, batch.weights @ correct, batch.weights.sum())
         return metrics.loss / mean_batch, (nnx.state(model, nnx.Not(nnx.Param)), metrics)
 

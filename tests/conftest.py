@@ -1,5 +1,4 @@
 import io
-import os
 
 import jax
 import numpy as np
@@ -18,11 +17,14 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
-    """What takes long to compile is compiled once a session, whichever test and process needs it."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    jax.config.update("jax_compilation_cache_dir", str(folder / "xla"))
+    """What takes long to compile is compiled once a session and process: the folder where it is kept.
+
+    Not shared by the processes: JAX does not write it atomically.
+    """
+    folder = tmp_path_factory.mktemp("xla")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return folder
 
 
 @pytest.fixture
@@ -62,5 +64,6 @@ def noise_records(
         sizes=sizes,
         photo=pictures.__getitem__,
         scores=scores,
+        good=scores >= 0.5,
         groups=tuple(f"group-{i % groups}" for i in range(count)),
     )

@@ -1,5 +1,7 @@
+import dataclasses
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +28,7 @@ QUICK = ["--data", "noise", "--buckets", "2", "--pixels-per-step", "20000"]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
+def cache(compiled_once):
     """A folder for compiled programs, and JAX's settings as they were afterwards."""
     names = (
         "jax_compilation_cache_dir",
@@ -34,14 +36,14 @@ def cache(tmp_path_factory):
         "jax_persistent_cache_min_entry_size_bytes",
     )
     before = {name: getattr(jax.config, name) for name in names}
-    yield tmp_path_factory.mktemp("xla")
+    yield compiled_once
     for name, value in before.items():
         jax.config.update(name, value)
 
 
 @pytest.fixture(autouse=True)
 def noise_dataset(monkeypatch):
-    monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: RECORDS)
+    monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (RECORDS, {}))
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def call(cache, capsys):
 def trained(cache, tmp_path_factory):
     """The folder of a run of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    spp_jax.data._DATASETS["noise"] = lambda *_: RECORDS
+    spp_jax.data._DATASETS["noise"] = lambda *_: (RECORDS, {})
     try:
         status = train.main([*QUICK, "--epochs", "2", "--out", str(folder), "--cache-dir", str(cache)])
     finally:
@@ -107,7 +109,7 @@ class TestTrain:
         assert "data:" not in said  # what is not given is taken from the run
 
     def test_resume_refuses_other_records(self, trained, call, monkeypatch):
-        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: noise_records(seed=1))
+        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (noise_records(seed=1), {}))
         status, _, said = call(train, "--resume", "--out", trained)
         assert status == 2
         assert "the data set has changed since" in said
@@ -170,8 +172,8 @@ class TestTrain:
         def photo(index):
             return bad.get(index) or RECORDS.photo(index)
 
-        records = type(RECORDS)(RECORDS.ids, RECORDS.sizes, photo, RECORDS.scores, RECORDS.groups)
-        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: records)
+        records = dataclasses.replace(RECORDS, photo=photo)
+        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (records, {}))
         status, _, said = call(train, *QUICK, "--epochs", 1, "--out", tmp_path / "run")
         assert status == 3
         assert "skipped 2 photographs" in said
@@ -186,6 +188,48 @@ class TestTrain:
         status, _, _ = call(train, "--resume", "--out", tmp_path / "run")
         assert status == 3
         assert (tmp_path / "run" / "skipped.csv").read_text() == listed
+
+    def test_a_run_stops_when_more_than_the_allowed_share_cannot_be_read(self, call, tmp_path, monkeypatch):
+        records = dataclasses.replace(RECORDS, photo=lambda i: b"text" if i < 4 else RECORDS.photo(i))
+        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (records, {}))
+        arguments = [*QUICK, "--epochs", 1, "--out", tmp_path / "run"]
+        status, _, said = call(train, *arguments, "--max-failed", 0.05)
+        assert status == 1
+        assert re.search(r"[34] of 40 pictures had to be skipped, more than --max-failed 0.05 allows", said)
+        with Checkpoints(tmp_path / "run") as checkpoints:
+            assert checkpoints.latest_step() is not None
+        monkeypatch.setitem(
+            spp_jax.data._DATASETS, "noise", lambda *_: (RECORDS, {f"n{i}": "?" for i in "abc"})
+        )
+        status, _, said = call(train, *QUICK, "--out", tmp_path / "other", "--max-failed", 0.05)
+        assert status == 1
+        assert "skipped na: ?" in said
+        assert "3 of 43 pictures had to be skipped" in said
+
+    def test_trains_on_and_evaluates_a_users_own_folder(self, call, tmp_path):
+        folder = tmp_path / "mine"
+        folder.mkdir()
+        lines = ["file,score,group"]
+        for i in range(len(RECORDS)):
+            (folder / f"{RECORDS.ids[i]}.png").write_bytes(bytes(RECORDS.photo(i)))  # pyright: ignore
+            lines.append(f"{RECORDS.ids[i]}.png,{RECORDS.scores[i]:.4f},{RECORDS.groups[i]}")
+        lines.append("gone.png,0.5,group-1")
+        (folder / "scores.csv").write_text("\r\n".join(lines), encoding="utf-8-sig")
+        own = ["--data", "folder", "--data-dir", folder]
+        arguments = [*own, *QUICK[2:], "--epochs", 1, "--scales", 0.8, 1, "--max-pixels", 1500, "--out"]
+        status, printed, said = call(train, *arguments, tmp_path / "run", "--protocol", "random")
+        assert status == 3
+        assert "skipped gone.png: scores.csv, line 42: there is no such file" in said
+        assert "test, random, fold 0: photographs never seen" in printed
+        figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        (tmp_path / "run" / "metrics.json").unlink()
+        status, _, said = call(evaluate, "--checkpoint", tmp_path / "run", *own)
+        assert status == 3
+        again = json.loads((tmp_path / "run" / "metrics.json").read_text())
+        assert again == {k: pytest.approx(v) if isinstance(v, float) else v for k, v in figures.items()}
+        status, printed, _ = call(evaluate, "--checkpoint", tmp_path / "run", "--photos", folder)
+        assert status == 0
+        assert printed.count("noise-") == 40
 
     def test_a_run_that_diverges_stops_with_step_bucket_and_pictures_and_keeps_what_was_saved(
         self, call, tmp_path
@@ -213,11 +257,11 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["--data", "nosuch"], "--data nosuch: unknown; known are distorted_photos, noise"),
+            (["--data", "nosuch"], "--data nosuch: unknown; known are ava, distorted_photos, folder"),
             ([*QUICK, "--model", "nosuch"], "model 'nosuch' is unknown; known are compact"),
             ([*QUICK, "--levels", "0"], "--levels (0,): must be one or more integers >= 1"),
             ([*QUICK, "--levels", "-1"], "--levels"),
-            ([*QUICK, "--fold", "9"], "fold 9 is unknown; they are numbered 0 to 4"),
+            ([*QUICK, "--fold", "9"], "fold 9 is unknown: folds numbers them 0 to 4"),
             ([*QUICK, "--epochs", "0"], "--epochs 0: must be at least 1"),
             ([*QUICK, "--epochs", "many"], "many"),
             (["--nosuch"], "nosuch"),
@@ -335,7 +379,7 @@ class TestInterruption:
 import sys
 from conftest import noise_records
 import spp_jax.data, train
-spp_jax.data._DATASETS["noise"] = lambda *_: noise_records()
+spp_jax.data._DATASETS["noise"] = lambda *_: (noise_records(), {})
 sys.exit(train.main(sys.argv[1:]))
 """
     STEPS = 150
@@ -396,7 +440,7 @@ import jax
 from conftest import noise_records
 import spp_jax.data, train
 from spp_jax.testing import count_compilations
-spp_jax.data._DATASETS["noise"] = lambda *_: noise_records(840, distinct=True)
+spp_jax.data._DATASETS["noise"] = lambda *_: (noise_records(840, distinct=True), {})
 events = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rsplit("/", 1)[-1]]))
 with count_compilations() as count:
@@ -405,6 +449,7 @@ print(json.dumps([status, count.compiled["step"], count.cached["step"], events["
 """
 
 
+@pytest.mark.slow
 def test_hundreds_of_shapes_compile_once_a_bucket_in_use_and_a_second_start_misses_nothing(tmp_path):
     """At least 500 distinct shapes in the training part; the whole command line, in processes of its own."""
     sizes = noise_records(840, distinct=True).sizes

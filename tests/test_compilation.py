@@ -232,6 +232,7 @@ np.savez(sys.argv[2], losses, *jax.tree.leaves(state.params))
 """
 
 
+@pytest.mark.slow
 def test_a_run_does_not_depend_on_the_number_of_devices(tmp_path):
     """Nor do these divide the batches: rows of weight 0 fill up."""
     here = Path(__file__).parent

@@ -2,9 +2,9 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
-from spp_jax.data import decoding
+from spp_jax.config import Decoding
 from spp_jax.data.decoding import UnreadableError, decode, photo_size
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
@@ -81,8 +81,121 @@ def test_a_folder_is_no_photograph(tmp_path):
         photo_size(tmp_path)
 
 
-def test_a_picture_too_large_is_refused_from_its_header(monkeypatch):
-    monkeypatch.setattr(decoding, "MOST_PIXELS", 34)
+def test_a_picture_too_large_is_refused_from_its_header():
     for function in (decode, photo_size):
         with pytest.raises(UnreadableError, match="7x5 pixels, more than 34"):
-            function(encoded(Image.fromarray(PIXELS)))
+            function(encoded(Image.fromarray(PIXELS)), Decoding(refuse_pixels=34))
+
+
+class TestScalingDown:
+    """Pictures of more than `max_pixels`."""
+
+    @pytest.mark.parametrize("size", [(300, 400), (400, 300), (1, 5000), (5000, 1), (97, 1013)])
+    @pytest.mark.parametrize("format", ["PNG", "JPEG"])
+    def test_header_and_pixels_agree_and_stay_within(self, size, format):
+        decoding = Decoding(max_pixels=2000)
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        for photo in (encoded(Image.fromarray(pixels), format), pixels):
+            scaled = photo_size(photo, decoding)
+            assert decode(photo, decoding).shape == (*scaled, 3)
+            assert scaled[0] * scaled[1] <= 2000 or 1 in scaled
+            if 1 not in size:
+                assert scaled[0] / scaled[1] == pytest.approx(size[0] / size[1], rel=0.08)
+
+    def test_smaller_pictures_keep_their_very_pixels(self):
+        np.testing.assert_array_equal(
+            decode(encoded(Image.fromarray(PIXELS)), Decoding(max_pixels=35)), PIXELS
+        )
+
+    def test_a_jpeg_that_is_decoded_at_reduced_size_is_close_to_the_antialiased_whole(self):
+        coarse = np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8)
+        smooth = Image.fromarray(coarse).resize((640, 480), Image.Resampling.BICUBIC)
+        data = encoded(smooth, "JPEG", quality=95)
+        reduced = decode(data, Decoding(max_pixels=80 * 60)).astype(int)
+        whole = np.asarray(Image.open(io.BytesIO(data)).resize((80, 60), Image.Resampling.LANCZOS)).astype(
+            int
+        )
+        assert np.abs(reduced - whole).max() <= 6
+
+    def test_fine_stripes_become_grey_and_no_coarser_stripes(self):
+        stripes = np.zeros((400, 400, 3), np.uint8)
+        stripes[:, ::2] = 255
+        found = decode(encoded(Image.fromarray(stripes)), Decoding(max_pixels=77 * 77))
+        assert np.abs(found.astype(int) - 127).max() < 12
+
+
+def profile_of(primaries_swapped: bool) -> bytes:
+    """sRGB's profile, or one in which red and green change places."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    if primaries_swapped:
+        red, green = profile.index(b"rXYZ"), profile.index(b"gXYZ")
+        profile[red : red + 4], profile[green : green + 4] = b"gXYZ", b"rXYZ"
+        name = profile.index(b"s\0R\0G\0B")
+        profile[name : name + 7] = b"t\0R\0G\0B"
+    return bytes(profile)
+
+
+class TestColours:
+    """Profiles, and modes that need more than `convert`."""
+
+    @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
+    def test_a_profile_takes_the_colours_to_srgb(self, mode):
+        red = Image.new("RGB", (2, 1), (255, 0, 0)).convert(mode)
+        found = decode(encoded(red, icc_profile=profile_of(primaries_swapped=True)))
+        np.testing.assert_allclose(found, [[[0, 255, 0]] * 2], atol=3)
+
+    def test_srgbs_own_profile_changes_nothing(self):
+        data = encoded(Image.fromarray(PIXELS), icc_profile=profile_of(primaries_swapped=False))
+        np.testing.assert_array_equal(decode(data), PIXELS)
+
+    @pytest.mark.parametrize("profile", [b"no profile", profile_of(True)[:200]])
+    def test_a_broken_profile_is_as_none(self, profile):
+        np.testing.assert_array_equal(decode(encoded(Image.fromarray(PIXELS), icc_profile=profile)), PIXELS)
+
+    def test_a_profile_of_other_colours_is_as_none(self):
+        grey = Image.new("L", (2, 1), 100)
+        assert decode(encoded(grey, icc_profile=profile_of(True))).tolist() == [[[100] * 3] * 2]
+
+    def test_cmyk_is_converted(self):
+        found = decode(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))
+        np.testing.assert_allclose(found, np.broadcast_to([255, 0, 0], (8, 8, 3)), atol=4)
+
+    def test_lab_is_converted(self):
+        found = decode(encoded(Image.new("LAB", (2, 2), (255, 128, 128)), "TIFF"))
+        np.testing.assert_allclose(found, np.full((2, 2, 3), 255), atol=4)
+
+    @pytest.mark.parametrize(
+        ("samples", "expected"),
+        [
+            (np.full((2, 2), 0x7F80, np.int32), 127),
+            (np.full((2, 2), 2**20, np.int32), 255),
+            (np.full((2, 2), -5, np.int32), 0),
+            (np.full((2, 2), 0.5, np.float32), 128),
+            (np.full((2, 2), np.nan, np.float32), 0),
+            (np.full((2, 2), 7.0, np.float32), 255),
+        ],
+    )
+    def test_32_bit_samples(self, samples, expected):
+        found = decode(encoded(Image.fromarray(samples), "TIFF"))
+        assert found.tolist() == [[[expected] * 3] * 2] * 2
+
+    def test_what_is_transparent_shows_the_stated_background(self):
+        clear = Image.new("RGBA", (1, 1), (200, 0, 100, 0))
+        assert decode(encoded(clear), Decoding(background=(1, 2, 3))).tolist() == [[[1, 2, 3]]]
+
+    def test_an_animation_gives_its_first_frame(self):
+        frames = [Image.new("RGB", (3, 2), colour) for colour in ("red", "blue")]
+        data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+        assert decode(data).tolist() == [[[255, 0, 0]] * 3] * 2
+
+    @pytest.mark.parametrize(
+        "format", ["PNG", "BMP", "TIFF", "WEBP", "JPEG2000", "GIF", "AVIF", "JPEG", "PPM"]
+    )
+    def test_formats(self, format):
+        found = decode(encoded(Image.new("RGB", (16, 8), (200, 100, 50)), format))
+        np.testing.assert_allclose(found, np.broadcast_to([200, 100, 50], (8, 16, 3)), atol=6)
+
+    def test_heic_where_its_plugin_is_installed(self):
+        pytest.importorskip("pillow_heif")
+        found = decode(encoded(Image.new("RGB", (64, 32), (200, 100, 50)), "HEIF"))
+        np.testing.assert_allclose(found, np.broadcast_to([200, 100, 50], (32, 64, 3)), atol=6)

@@ -28,7 +28,7 @@ def with_a_moved_head(model: SPPNet) -> SPPNet:
     return model
 
 
-SIZES = np.random.default_rng(0).integers(8, 48, (12, 2))
+SIZES = np.random.default_rng(0).integers(8, 48, (20, 2))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,9 @@ def compact():
     return with_a_moved_head(create_model("compact", rngs=nnx.Rngs(0)))
 
 
-@pytest.mark.parametrize("first", range(0, 12, 4))  # benchmarks/exactness.py takes more
+@pytest.mark.parametrize(  # benchmarks/exactness.py takes more
+    "first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(4, 20, 4))]
+)
 def test_logits_and_gradients_of_compact_for_random_sizes(compact, first):
     rng = np.random.default_rng(first)
     images = [rng.uniform(size=(*size, 3)) for size in SIZES[first : first + 4]]
@@ -54,6 +56,7 @@ def test_turned_in_their_batch_images_give_compact_the_same(compact):
     assert all(error <= 1e-9 for error in errors.values()), errors
 
 
+@pytest.mark.slow
 def test_in_float32_padding_costs_no_more_than_rounding_does(compact):
     rng = np.random.default_rng(1)
     images = [rng.uniform(size=(*size, 3)).astype(np.float32) for size in SIZES[:3]]
@@ -133,7 +136,10 @@ def logits_of_images_alone(params: Any, images: list[jax.Array], scale: float) -
     return (hidden @ params["logits"]["kernel"][...] + params["logits"]["bias"][...])[:, 0]
 
 
-@pytest.mark.parametrize(("outside", "turned"), [(math.nan, False), (1e6, False), (math.nan, True)])
+@pytest.mark.parametrize(
+    ("outside", "turned"),
+    [(math.nan, False), pytest.param(1e6, False, marks=pytest.mark.slow), (math.nan, True)],
+)
 def test_in_training_mode_statistics_are_over_the_batchs_true_cells(outside, turned, x64):
     rngs = nnx.Rngs(0)
     model = SPPNet(

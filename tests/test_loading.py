@@ -1,15 +1,17 @@
+import dataclasses
 import threading
 
 import jax
 import numpy as np
+import pytest
 from conftest import noise_records, png
 
 from spp_jax import plan_buckets
 from spp_jax.compilation import data_mesh
+from spp_jax.config import Decoding
 from spp_jax.data.decoding import decode
 from spp_jax.data.loading import abstract_batch, load_batches
-from spp_jax.data.records import Records
-from spp_jax.data.schedule import Schedule, in_order
+from spp_jax.data.schedule import Schedule, at_scale, in_order
 
 RECORDS = noise_records()
 PLAN = plan_buckets(RECORDS.sizes, 3, pixels_per_step=20_000)
@@ -41,7 +43,7 @@ def test_batches_hold_the_decoded_pictures_padded_in_order_with_filler_of_weight
 
 def test_mirrored_rows_are_flipped_left_to_right():
     schedule = Schedule(RECORDS.sizes, PLAN, seed=0, flip=True)
-    specs = list(schedule.steps(0, schedule.steps_per_epoch))
+    specs = list(schedule.steps(0, schedule.first_step(1)))
     assert any(mirrored for spec in specs for mirrored in spec.mirrored)
     for spec, batch, _ in load_batches(RECORDS, specs):
         for row, (index, mirrored) in enumerate(zip(spec.rows, spec.mirrored, strict=True)):
@@ -53,7 +55,7 @@ def test_mirrored_rows_are_flipped_left_to_right():
 def test_upright_pictures_lie_turned_in_buckets_for_both_orientations():
     plan = plan_buckets(RECORDS.sizes, 3, pixels_per_step=20_000, both_orientations=True)
     schedule = Schedule(RECORDS.sizes, plan, seed=0, flip=True)
-    specs = list(schedule.steps(0, schedule.steps_per_epoch))
+    specs = list(schedule.steps(0, schedule.first_step(1)))
     assert {spec.turned for spec in specs} == {False, True}
     mesh = data_mesh(jax.devices()[:1])
     for spec, batch, failed in load_batches(RECORDS, specs):
@@ -74,9 +76,7 @@ def test_upright_pictures_lie_turned_in_buckets_for_both_orientations():
 
 def test_a_picture_that_fails_leaves_a_row_of_weight_0_and_its_reason():
     bad = {3: b"no picture", 5: png(np.zeros((19, 200, 3), np.uint8))}
-    records = Records(
-        RECORDS.ids, RECORDS.sizes, lambda i: bad.get(i) or RECORDS.photo(i), RECORDS.scores, RECORDS.groups
-    )
+    records = dataclasses.replace(RECORDS, photo=lambda i: bad.get(i) or RECORDS.photo(i))
     specs = in_order(records.sizes, PLAN)
     reasons, pictures = {}, 0
     for spec, batch, failed in load_batches(records, specs):
@@ -98,10 +98,56 @@ def test_decoding_runs_a_bounded_way_ahead_and_its_threads_end_with_the_consumer
         asked.append(index)
         return RECORDS.photo(index)
 
-    records = Records(RECORDS.ids, RECORDS.sizes, photo, RECORDS.scores, RECORDS.groups)
+    records = dataclasses.replace(RECORDS, photo=photo)
     plan = plan_buckets(records.sizes, 1)  # batches of one
     batches = load_batches(records, in_order(records.sizes, plan), workers=2)
     next(batches)
     batches.close()
     assert len(asked) <= 6
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def test_the_shares_of_two_hosts_one_after_the_other_are_the_batch_of_one():
+    plan = plan_buckets(RECORDS.sizes, 3, pixels_per_step=20_000, both_orientations=True)
+    specs = in_order(RECORDS.sizes, plan)
+    asked: list[list[int]] = []
+
+    def share(host: int, hosts: int):
+        mine: list[int] = []
+        asked.append(mine)
+        records = dataclasses.replace(RECORDS, photo=lambda i: (mine.append(i), RECORDS.photo(i))[1])
+        return list(load_batches(records, specs, devices=4, host=host, hosts=hosts))
+
+    whole, first, second = share(0, 1), share(0, 2), share(1, 2)
+    for (spec, batch, _), (_, one, _), (_, two, _) in zip(whole, first, second, strict=True):
+        together = jax.tree.map(lambda a, b: np.concatenate([a, b]) if a.ndim else a, one, two)
+        jax.tree.map(np.testing.assert_array_equal, together, batch)
+        assert len(batch.weights) == -(-spec.bucket.batch_size // 4) * 4
+    assert not set(asked[1]) & set(asked[2])  # each reads only its own
+    assert sorted(asked[1] + asked[2]) == sorted(asked[0]) == list(range(len(RECORDS)))
+    with pytest.raises(ValueError, match="host 0 of 3 cannot have its share of the rows of 4 devices"):
+        next(load_batches(RECORDS, specs, devices=4, host=0, hosts=3))
+
+
+def test_pictures_are_given_at_the_sizes_that_the_schedule_says():
+    scales = (0.5, 1.5)
+    sizes = np.concatenate([at_scale(RECORDS.sizes, scale, (8, 8)) for scale in scales])
+    plan = plan_buckets(sizes, 3, pixels_per_step=20_000)
+    schedule = Schedule(RECORDS.sizes, plan, seed=0, flip=False, scales=scales, smallest=(8, 8))
+    for spec, batch, failed in load_batches(RECORDS, schedule.steps(0, schedule.first_step(1))):
+        assert not failed
+        assert batch.images.sizes[: len(spec.rows)].tolist() == [list(size) for size in spec.sizes]
+        for row, index in enumerate(spec.rows):
+            height, width = spec.sizes[row]
+            mean = np.asarray(batch.images.values)[row, :height, :width].mean()
+            assert mean == pytest.approx(decode(RECORDS.photo(index)).mean(), abs=6)
+
+
+def test_pictures_are_scaled_down_as_the_records_decoding_says():
+    decoding = Decoding(max_pixels=600)
+    records = dataclasses.replace(RECORDS, sizes=decoding.scaled(RECORDS.sizes), decoding=decoding)
+    plan = plan_buckets(records.sizes, 3, pixels_per_step=20_000)
+    for spec, batch, failed in load_batches(records, in_order(records.sizes, plan)):
+        assert not failed
+        assert (batch.images.sizes.prod(axis=1) <= 600).all()
+        assert batch.images.sizes[: len(spec.rows)].tolist() == records.sizes[list(spec.rows)].tolist()

@@ -23,6 +23,11 @@ def test_the_confusion_table_counts_more_than_one_of_a_kind():
     assert "truly good             0            2" in found.table()
 
 
+def test_what_is_truly_good_may_be_said_apart_from_the_label():
+    found = agreement(np.array([0.9, 0.1]), np.array([0.45, 0.44]), np.array([True, False]))
+    assert found.confusion == ((1, 0), (0, 1))
+
+
 def test_a_constant_side_has_no_correlation_and_json_says_null():
     found = agreement(np.full(3, 0.7), np.array([0.1, 0.5, 0.9]))
     assert np.isnan(found.srcc)
@@ -31,7 +36,7 @@ def test_a_constant_side_has_no_correlation_and_json_says_null():
 
 
 def test_shapes_that_would_broadcast_and_empty_input_are_refused():
-    with pytest.raises(ValueError, match=r"must both be \[n\]"):
+    with pytest.raises(ValueError, match=r"must all be \[n\]"):
         agreement(np.zeros((3, 1)), np.zeros(3))
     with pytest.raises(ValueError, match="no scored picture"):
         agreement(np.full(2, np.nan), np.zeros(2))

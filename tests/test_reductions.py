@@ -133,7 +133,9 @@ class TestReductions:
             np.testing.assert_allclose(found[:, number], expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("reduce", [GeneralizedMean(2.0), TopKMean(3), LogSumExp(), Range()])
+@pytest.mark.parametrize(
+    "reduce", [GeneralizedMean(2.0), TopKMean(3), pytest.param(LogSumExp(), marks=pytest.mark.slow), Range()]
+)
 def test_layers_are_exact_on_padded_batches(reduce):
     assert_padding_exact(SpatialPyramidPool((1, 2), reduce=reduce), ((5, 6), (3, 7)))
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spp_jax import plan_buckets
-from spp_jax.data.schedule import Schedule, in_order
+from spp_jax.data.schedule import Schedule, at_scale, in_order
 
 SIZES = np.random.default_rng(0).integers(20, 200, (103, 2))
 PLAN = plan_buckets(SIZES, 4, pixels_per_step=100_000)
@@ -17,8 +17,8 @@ def schedule():
 
 def test_an_epoch_sees_every_picture_exactly_once_in_its_own_bucket(schedule):
     for epoch in range(3):
-        first = epoch * schedule.steps_per_epoch
-        specs = list(schedule.steps(first, first + schedule.steps_per_epoch))
+        first = epoch * schedule.first_step(1)
+        specs = list(schedule.steps(first, first + schedule.first_step(1)))
         assert sorted(i for spec in specs for i in spec.rows) == list(range(103))
         for spec in specs:
             assert 1 <= len(spec.rows) <= spec.bucket.batch_size
@@ -32,7 +32,7 @@ def test_a_step_is_a_pure_function_of_its_number(schedule):
 
 
 def test_order_and_mirroring_change_with_epoch_and_seed(schedule):
-    n = schedule.steps_per_epoch
+    n = schedule.first_step(1)
     other = Schedule(SIZES, PLAN, seed=4, flip=True)
     assert list(schedule.steps(0, n)) != list(schedule.steps(n, 2 * n))
     assert list(schedule.steps(0, n)) != list(other.steps(0, n))
@@ -47,7 +47,7 @@ def test_mean_batch_is_the_normaliser_under_which_every_picture_weighs_the_same(
     losses = np.random.default_rng(1).normal(size=len(SIZES))
     steps = [
         losses[list(spec.rows)].sum() / schedule.mean_batch
-        for spec in schedule.steps(0, schedule.steps_per_epoch)
+        for spec in schedule.steps(0, schedule.first_step(1))
     ]
     assert np.mean(steps) == pytest.approx(losses.mean())
 
@@ -57,7 +57,7 @@ def test_knows_the_buckets_in_use_and_what_an_epoch_wastes_filler_rows_included(
     large = SIZES[PLAN.assign(SIZES) == 3]
     only = Schedule(large, PLAN, seed=0, flip=False)
     assert only.buckets == PLAN.buckets[3:]
-    computed = only.steps_per_epoch * PLAN.buckets[3].pixels
+    computed = only.first_step(1) * PLAN.buckets[3].pixels
     assert only.waste == pytest.approx(1 - large.prod(axis=1).sum() / computed)
 
 
@@ -78,3 +78,49 @@ def test_in_order_counts_every_picture_once_for_an_evaluation():
     counted = collections.Counter(i for spec in specs for i in spec.rows)
     assert counted == dict.fromkeys(range(103), 1)
     assert not any(m for spec in specs for m in spec.mirrored)
+
+
+class TestScales:
+    """A picture at several sizes, one an epoch."""
+
+    SCALES = (0.5, 1.0, 1.41)
+    SMALLEST = (16, 16)
+
+    @pytest.fixture
+    def scaled(self):
+        everything = np.concatenate([at_scale(SIZES, scale, self.SMALLEST) for scale in self.SCALES])
+        plan = plan_buckets(everything, 4, pixels_per_step=100_000, both_orientations=True)
+        return Schedule(SIZES, plan, seed=1, flip=True, scales=self.SCALES, smallest=self.SMALLEST)
+
+    def test_each_is_seen_once_an_epoch_and_at_every_scale_in_as_many_epochs(self, scaled):
+        seen = collections.defaultdict(list)
+        for epoch in range(3):
+            specs = list(scaled.steps(scaled.first_step(epoch), scaled.first_step(epoch + 1)))
+            assert sorted(i for spec in specs for i in spec.rows) == list(range(103))
+            for spec in specs:
+                for index, size in zip(spec.rows, spec.sizes, strict=True):
+                    seen[index].append(size)
+                    fits = size[::-1] if spec.turned else size
+                    assert (np.array(fits) <= spec.bucket.shape).all()
+        for index, sizes in seen.items():
+            expected = [at_scale(SIZES[[index]], scale, self.SMALLEST)[0].tolist() for scale in self.SCALES]
+            assert sorted(map(list, sizes)) == sorted(expected)
+
+    def test_in_any_epoch_pictures_of_all_scales_are_mixed(self, scaled):
+        specs = scaled.steps(0, scaled.first_step(1))
+        ratios = {round(size[0] / SIZES[i, 0], 1) for spec in specs for i, size in zip(spec.rows, spec.sizes)}  # noqa: B905
+        assert {0.5, 1.0, 1.4} <= ratios
+
+    def test_steps_and_epochs_are_counted_alike(self, scaled):
+        for epoch in range(7):
+            first = scaled.first_step(epoch)
+            assert scaled.epochs_done(first) == epoch
+            assert epoch < scaled.epochs_done(first + 1) < epoch + 1
+            assert epoch - 1 < scaled.epochs_done(first - 1) < epoch or epoch == 0
+        assert (
+            scaled[scaled.first_step(3)] == list(scaled.steps(0, scaled.first_step(4)))[scaled.first_step(3)]
+        )
+
+    def test_none_is_scaled_below_the_smallest_that_is_taken(self):
+        sizes = np.array([[20, 100], [40, 100]])
+        assert at_scale(sizes, 0.5, (16, 16)).tolist() == [[20, 100], [20, 50]]

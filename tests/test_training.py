@@ -30,7 +30,7 @@ class Run:
     records: Records = RECORDS
 
     def __post_init__(self):
-        self.optimizer = create_optimizer(CONFIG, 2 * self.schedule.steps_per_epoch)
+        self.optimizer = create_optimizer(CONFIG, 2 * self.schedule.first_step(1))
         self.graph, self.state = create_state(CONFIG, self.optimizer)
         self.step = step_executables(self.graph, self.optimizer, self.schedule.mean_batch, self.state, MESH)
 
@@ -62,14 +62,15 @@ def schedule():
 def test_an_epoch_over_k_buckets_compiles_the_step_k_times_and_sees_every_picture(schedule):
     run = Run(schedule)
     with count_compilations() as count:
-        seen = run.fit(0, schedule.steps_per_epoch)
+        seen = run.fit(0, schedule.first_step(1))
     assert count.compiled["step"] + count.cached["step"] == len(PLAN.shapes) == 3
     assert sum(metrics["pictures"] for metrics in seen) == len(RECORDS)
     with count_compilations() as count:
-        run.fit(schedule.steps_per_epoch, schedule.steps_per_epoch + 5)
+        run.fit(schedule.first_step(1), schedule.first_step(1) + 5)
     assert not count.compiled["step"]
 
 
+@pytest.mark.slow
 def test_a_second_start_with_the_same_cache_compiles_no_step(schedule, tmp_path):
     before = {
         name: getattr(jax.config, name)
@@ -96,12 +97,13 @@ def test_a_second_start_with_the_same_cache_compiles_no_step(schedule, tmp_path)
 
 
 def test_training_lowers_the_loss(schedule):
-    seen = Run(schedule).fit(0, 2 * schedule.steps_per_epoch)
+    seen = Run(schedule).fit(0, 2 * schedule.first_step(1))
     losses = [metrics["loss"] for metrics in seen]
     assert all(map(math.isfinite, losses))
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
+@pytest.mark.slow
 def test_every_picture_weighs_the_same_in_an_epochs_gradient(schedule, x64):
     """The steps' gradients, averaged over an epoch, are the gradient of the mean over all pictures.
 
@@ -117,7 +119,7 @@ def test_every_picture_weighs_the_same_in_an_epochs_gradient(schedule, x64):
 
     plain = Schedule(RECORDS.sizes, PLAN, seed=0, flip=False)
     steps, sizes = [], []
-    for _, batch, _ in load_batches(RECORDS, plain.steps(0, plain.steps_per_epoch)):
+    for _, batch, _ in load_batches(RECORDS, plain.steps(0, plain.first_step(1))):
         steps.append(jax.grad(lambda w, b=batch: b.weights @ losses(w, b) / plain.mean_batch)(weights))
         sizes.append(int(batch.weights.sum()))
     assert len(set(sizes)) > 1  # else nothing is shown
@@ -149,7 +151,7 @@ def test_filler_rows_change_neither_parameters_nor_statistics(schedule):
 
 def test_a_step_on_turned_pictures_is_the_step_on_them_as_they_are(schedule):
     run = Run(schedule)
-    spec = next(spec for spec in schedule.steps(0, schedule.steps_per_epoch) if spec.turned)
+    spec = next(spec for spec in schedule.steps(0, schedule.first_step(1)) if spec.turned)
     upright = dataclasses.replace(
         spec, bucket=Bucket(spec.bucket.shape[::-1], spec.bucket.batch_size), turned=False
     )

@@ -1,15 +1,22 @@
-"""Records in, batches out. A data set is a folder here (or a function) and a line in the table."""
+"""Records in, batches out. A data set is a folder here, and its name in the list."""
 
+import functools
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spp_jax.config import UsageError
+from spp_jax.config import Decoding, UsageError
+from spp_jax.data.columns import read_columns, write_columns
+from spp_jax.data.decoding import UnreadableError, photo_size
+from spp_jax.data.folder import load_folder
 from spp_jax.data.records import Records
 
 __all__ = ["list_datasets", "load_dataset"]
+
+_INDEX_FORM = 1
 
 
 def list_datasets() -> list[str]:
@@ -17,62 +24,117 @@ def list_datasets() -> list[str]:
     return sorted(_DATASETS)
 
 
-def load_dataset(name: str, data_dir: Path, *, say: Callable[[str], None] = lambda text: None) -> Records:
+def load_dataset(
+    name: str, data_dir: Path, decoding: Decoding, *, say: Callable[[str], None] = lambda text: None
+) -> tuple[Records, dict[str, str]]:
     """All records of a data set, ordered by id; prepared on first use.
 
     Args:
         name: one of :func:`list_datasets`.
-        data_dir: where prepared data sets are kept.
+        data_dir: where prepared data sets are kept, and where the user puts downloads, in
+            ``manual/NAME``; for ``folder``, the user's own folder.
+        decoding: how pictures become pixels.
         say: told in a line what takes long.
 
+    Returns:
+        The records, and the reason for each picture that is in the data set and cannot be read.
+
     Raises:
-        UsageError: the name is unknown, or something that the data set needs is not installed.
+        UsageError: the name is unknown, or something that the data set needs is not there.
     """
     if name not in _DATASETS:
         raise UsageError(f"--data {name}: unknown; known are {', '.join(list_datasets())}")
-    return _DATASETS[name](data_dir, say)
+    return _DATASETS[name](data_dir, decoding, say)
 
 
-def _distorted_photos(data_dir: Path, say: Callable[[str], None]) -> Records:
+def _built(
+    name: str, data_dir: Path, decoding: Decoding, say: Callable[[str], None]
+) -> tuple[Records, dict[str, str]]:
+    """By a TFDS builder: prepared once for each content; read are all but the pictures."""
     try:
-        from spp_jax.data.distorted_photos import distorted_photos_dataset_builder as module
+        make = importlib.import_module(f"spp_jax.data.{name}.{name}_dataset_builder").Builder
     except ModuleNotFoundError as error:
-        raise UsageError(
-            f"distorted_photos needs the package {error.name}: pip install 'spp_jax[demo]'"
-        ) from None
-    try:
-        key = module.content_key()
-    except module.sources.MissingSourcesError as error:
-        raise UsageError(str(error)) from None
-    return _from_builder(lambda: module.Builder(data_dir=data_dir / key, file_format="array_record"), say)
-
-
-def _from_builder(make_builder: Callable[[], Any], say: Callable[[str], None]) -> Records:
-    """Prepare a TFDS builder of our schema, and read all but the pictures."""
+        raise UsageError(f"{name} needs the package {error.name}: pip install 'spp_jax[demo]'") from None
     import tensorflow_datasets as tfds
 
-    builder = make_builder()
+    downloads = data_dir / "manual" / name
+    key = make.content_key(downloads)
+
+    def of_this_content() -> Any:
+        return make(data_dir=data_dir / key, file_format="array_record")
+
+    builder = of_this_content()
     if not Path(builder.data_dir).exists():
         say(f"preparing {builder.name}, once, in {builder.data_dir}")
         tfds.disable_progress_bar()
         try:
-            builder.download_and_prepare()
+            config = tfds.download.DownloadConfig(manual_dir=downloads if make.NEEDS else None)
+            builder.download_and_prepare(download_config=config)
         except FileExistsError:  # another process has prepared the same meanwhile
-            builder = make_builder()
+            builder = of_this_content()
     (split,) = builder.info.splits
     source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    rows = [source[i] for i in range(len(source))]
-    ids = [row["id"].decode() for row in rows]
-    order = sorted(range(len(rows)), key=ids.__getitem__)
-    return Records(
-        ids=tuple(ids[i] for i in order),
-        sizes=np.array([(rows[i]["height"], rows[i]["width"]) for i in order], np.int64),
-        photo=lambda i: source[order[i]]["image"],
-        scores=np.array([rows[i]["score"] for i in order], np.float32),
-        groups=tuple(rows[i]["group"].decode() for i in order),
+    fields = _index(source, Path(builder.data_dir) / "index.npz")
+
+    def photo(place: int) -> bytes:
+        return source[place]["image"]
+
+    ids, raw = fields["id"], np.stack([fields["height"], fields["width"]], axis=1)
+    skipped = {}
+    kept = []
+    for place in np.argsort(ids):
+        pixels = int(raw[place].prod())
+        if not pixels:
+            skipped[str(ids[place])] = _reason(photo(int(place)))
+        elif pixels > decoding.refuse_pixels:
+            skipped[str(ids[place])] = f"has {pixels:,} pixels, more than {decoding.refuse_pixels:,}"
+        else:
+            kept.append(int(place))
+    if not kept:
+        raise UsageError(f"not one of the {len(ids)} pictures of {builder.name} can be read")
+    splits = tuple(fields["split"][kept].tolist())
+    records = Records(
+        ids=tuple(ids[kept].tolist()),
+        sizes=decoding.scaled(raw[kept]),
+        photo=lambda i: photo(kept[i]),
+        scores=fields["score"][kept],
+        good=fields["good"][kept],
+        groups=tuple(fields["group"][kept].tolist()),
+        splits=splits if all(splits) else (),
+        histograms=fields["votes"][kept] if "votes" in fields else None,
+        decoding=decoding,
     )
+    return records, skipped
 
 
-_DATASETS: dict[str, Callable[[Path, Callable[[str], None]], Records]] = {
-    "distorted_photos": _distorted_photos,
+def _index(source: Any, path: Path) -> dict[str, np.ndarray]:
+    """Everything but the pictures, by column; kept in a file, as TFDS reads it with the pictures only."""
+    if (columns := read_columns(path, _INDEX_FORM)) is not None:
+        return columns
+    rows: list[dict[str, Any]] = []
+    for place in range(len(source)):
+        row = dict(source[place])
+        del row["image"]
+        rows.append({name: v.decode() if isinstance(v, bytes) else v for name, v in row.items()})
+    columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    write_columns(path, _INDEX_FORM, columns)
+    return columns
+
+
+def _reason(photo: bytes) -> str:
+    try:
+        photo_size(photo)
+    except UnreadableError as error:
+        return str(error) if photo else "there is no such file, or it is empty"
+    return "could not be read when the data set was prepared"
+
+
+_DATASETS: dict[str, Callable[..., tuple[Records, dict[str, str]]]] = {
+    "ava": functools.partial(_built, "ava"),
+    "distorted_photos": functools.partial(_built, "distorted_photos"),
+    "folder": load_folder,
+    "koniq10k": functools.partial(_built, "koniq10k"),
+    "live_iqa": functools.partial(_built, "live_iqa"),
+    "live_wild": functools.partial(_built, "live_wild"),
+    "savoias": functools.partial(_built, "savoias"),
 }

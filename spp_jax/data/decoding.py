@@ -1,24 +1,45 @@
 """A photograph in, its pixels out: uint8 sRGB ``[height, width, 3]``, EXIF orientation applied.
 
-Alpha is laid over white, 16-bit samples lose their lower byte, an animation gives its first frame.
-Sizes are in pixels, height before width, and read from the header alone.
+Colours go to sRGB by the file's own profile; alpha is laid over a stated background; 16-bit samples lose
+their lower byte, floating ones are taken to lie in 0 to 1; an animation gives its first frame. A picture
+of more pixels than a policy allows is scaled down, its aspect ratio kept. Sizes are in pixels, height
+before width, and read from the header alone.
 """
 
+import functools
 import io
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageCms
 
-__all__ = ["MOST_PIXELS", "Photo", "UnreadableError", "decode", "photo_name", "photo_size"]
+from spp_jax.config import Decoding
+
+try:  # HEIC and HEIF are read where this plugin is installed (pip install 'spp_jax[heif]')
+    import pillow_heif
+except ModuleNotFoundError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
+
+__all__ = ["Photo", "UnreadableError", "decode", "photo_name", "photo_size", "resize"]
 
 Photo: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 """A file, a file's bytes, an opened picture, or uint8 pixels ``[height, width, 3]``."""
 
-MOST_PIXELS = 100_000_000
-"""A larger picture is refused from its header, before memory is taken for it."""
+_TO_UPRIGHT = {  # by EXIF orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPPED = (5, 6, 7, 8)  # rows of the file are columns of the picture
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 class UnreadableError(Exception):
@@ -30,65 +51,129 @@ def photo_name(photo: Photo, index: int) -> str:
     return str(photo) if isinstance(photo, str | os.PathLike) else f"photograph {index}"
 
 
-def photo_size(photo: Photo) -> tuple[int, int]:
+def photo_size(photo: Photo, decoding: Decoding = Decoding()) -> tuple[int, int]:  # noqa: B008  # frozen
     """(height, width) as :func:`decode` will give it, without decoding.
 
     Raises:
-        UnreadableError: the header cannot be read, or promises more than :data:`MOST_PIXELS`.
+        UnreadableError: the header cannot be read, or promises more than ``decoding.refuse_pixels``.
     """
-    if isinstance(photo, np.ndarray):
-        return _checked_pixels(photo).shape[0], photo.shape[1]
     try:
-        with _open(photo) as picture:
-            return _oriented_size(picture)
+        if isinstance(photo, np.ndarray):
+            size = _checked_pixels(photo).shape[:2]
+        else:
+            with _open(photo) as picture:
+                size = _upright_size(picture, decoding)
     except Exception as error:
         raise _unreadable(error) from None
+    height, width = decoding.scaled(size).tolist()
+    return height, width
 
 
-def decode(photo: Photo) -> np.ndarray:
+def decode(photo: Photo, decoding: Decoding = Decoding()) -> np.ndarray:  # noqa: B008  # frozen
     """The pixels, uint8 ``[height, width, 3]``.
 
     Raises:
         UnreadableError: whatever went wrong: no file, no picture, truncated, too large.
     """
-    if isinstance(photo, np.ndarray):
-        return _checked_pixels(photo)
     try:
+        if isinstance(photo, np.ndarray):
+            return resize(_checked_pixels(photo), decoding.scaled(photo.shape[:2]))
         with _open(photo) as picture:
-            _oriented_size(picture)
-            return np.asarray(_to_rgb(ImageOps.exif_transpose(picture)))
+            size = tuple(decoding.scaled(_upright_size(picture, decoding)).tolist())
+            orientation = _orientation(picture)
+            _draft(picture, size[::-1] if orientation in _SWAPPED else size)
+            upright = _to_srgb(picture, decoding.background)
+            if orientation in _TO_UPRIGHT:
+                upright = upright.transpose(_TO_UPRIGHT[orientation])
+            return resize(np.asarray(upright), size)
     except Exception as error:  # decoders raise anything on odd bytes; none may end a long run
         raise _unreadable(error) from None
 
 
-def _open(photo: Photo) -> Image.Image:
+def resize(pixels: np.ndarray, size: Any) -> np.ndarray:
+    """Pixels uint8 ``[height, width, 3]`` at another (height, width), antialiased."""
+    height, width = map(int, size)
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
+    return np.asarray(picture)
+
+
+def _open(photo: Any) -> Image.Image:
     if isinstance(photo, Image.Image):
         return photo.copy()  # the caller's stays open
     if isinstance(photo, bytes):
         return Image.open(io.BytesIO(photo))
-    path = Path(photo)  # pyright: ignore[reportArgumentType]  # arrays never come here
+    path = Path(photo)
     if not path.is_file():
         raise UnreadableError("is no file" if path.exists() else "there is no such file")
     return Image.open(path)
 
 
-def _oriented_size(picture: Image.Image) -> tuple[int, int]:
+def _orientation(picture: Image.Image) -> int:
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken EXIF says nothing, whatever Pillow raises over it; the picture stands
+        return 1
+
+
+def _upright_size(picture: Image.Image, decoding: Decoding) -> tuple[int, int]:
     width, height = picture.size
-    if width * height > MOST_PIXELS:
-        raise UnreadableError(f"has {width}x{height} pixels, more than {MOST_PIXELS:,}")
-    if picture.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8):
-        return width, height
-    return height, width
+    if width * height > decoding.refuse_pixels:
+        raise UnreadableError(f"has {width}x{height} pixels, more than {decoding.refuse_pixels:,}")
+    return (width, height) if _orientation(picture) in _SWAPPED else (height, width)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _draft(picture: Image.Image, size: tuple[int, ...]) -> None:
+    """Let a JPEG decoder give a half, quarter or eighth, if twice what is wanted remains."""
+    height, width = size
+    if width < picture.width:
+        picture.draft(None, (2 * width, 2 * height))  # pyright: ignore[reportArgumentType]  # None: its mode
+
+
+def _to_srgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """RGB of any mode, by the picture's own profile."""
+    profile = picture.info.get("icc_profile")
+    picture.load()
     if picture.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8)).convert("RGB")
-    if picture.has_transparency_data:
+        picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    elif picture.mode == "I":  # 16-bit samples in 32 bits
+        picture = Image.fromarray((np.clip(np.asarray(picture), 0, 2**16 - 1) >> 8).astype(np.uint8))
+    elif picture.mode == "F":
+        samples = np.nan_to_num(np.clip(np.asarray(picture), 0, 1))
+        picture = Image.fromarray((samples * 255 + 0.5).astype(np.uint8))
+    elif picture.mode == "LAB":
+        profile = profile or ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    elif picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+    elif picture.mode == "1":
+        picture = picture.convert("L")
+    elif picture.mode not in ("L", "RGB", "CMYK"):
+        picture = picture.convert("RGB")
+    if profile:
+        picture = _by_profile(picture, profile)
+    if picture.mode == "RGBA":
+        base = Image.new("RGB", picture.size, background)
+        base.paste(picture, mask=picture.getchannel("A"))
+        return base
     return picture.convert("RGB")
+
+
+def _by_profile(picture: Image.Image, profile: bytes) -> Image.Image:
+    """The picture in sRGB; where the profile is broken, or of other colours than the picture, as it is."""
+    try:
+        transform = _transform(profile, picture.mode)
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return picture
+    return picture if transform is None else transform.apply(picture)
+
+
+@functools.lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str) -> Any:
+    given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    if ImageCms.getProfileDescription(given).startswith("sRGB"):
+        return None
+    return ImageCms.buildTransform(given, _SRGB, mode, "RGBA" if mode == "RGBA" else "RGB")
 
 
 def _checked_pixels(pixels: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from spp_jax.buckets import Bucket
 from spp_jax.compilation import abstract, over_rows
-from spp_jax.data.decoding import UnreadableError, decode
+from spp_jax.data.decoding import UnreadableError, decode, resize
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import BatchSpec
 from spp_jax.padded import Padded, pad_batch
@@ -30,11 +30,13 @@ class Batch(NamedTuple):
         images: uint8, values ``[batch, height, width, 3]``; the batch may be turned where its bucket is
             for both orientations.
         scores: float32 ``[batch]``, 0 in rows of weight 0.
+        good: bool ``[batch]``, False in rows of weight 0.
         weights: float32 ``[batch]``: 1, or 0 for filler rows and pictures that could not be read.
     """
 
     images: Padded
     scores: jax.Array
+    good: jax.Array
     weights: jax.Array
 
 
@@ -60,12 +62,18 @@ def abstract_batch(bucket: Bucket, mesh: Mesh) -> Batch:
     rows = _rows(bucket, mesh.size)
     turned: Any = jax.ShapeDtypeStruct((), np.bool) if bucket.both_orientations else None
     images = Padded(array(np.uint8, *bucket.shape, 3), array(np.int32, len(bucket.shape)), turned)
-    batch = Batch(images, array(np.float32), array(np.float32))
+    batch = Batch(images, array(np.float32), array(np.bool), array(np.float32))
     return jax.tree.map(abstract, batch, over_rows(batch, mesh))
 
 
 def load_batches(
-    records: Records, specs: Iterable[BatchSpec], *, devices: int = 1, workers: int | None = None
+    records: Records,
+    specs: Iterable[BatchSpec],
+    *,
+    devices: int = 1,
+    host: int = 0,
+    hosts: int = 1,
+    workers: int | None = None,
 ) -> Generator[Loaded, None, None]:
     """Decode and pad the batches that ``specs`` names, in that order.
 
@@ -76,16 +84,24 @@ def load_batches(
         records: the pictures.
         specs: which batches; consumed a few ahead.
         devices: rows of weight 0 fill a batch up to a multiple of this.
+        host: which share of each batch's rows is read and given; all hosts' shares, one after the other,
+            are the batch.
+        hosts: how many share; it divides ``devices``.
         workers: decoding threads (Pillow releases the interpreter lock); None: one per core.
 
     Yields:
         One :class:`Loaded` per spec, its arrays NumPy.
+
+    Raises:
+        ValueError: the hosts do not divide the devices.
     """
+    if not 0 <= host < hosts or devices % hosts:
+        raise ValueError(f"host {host} of {hosts} cannot have its share of the rows of {devices} devices")
     with ThreadPoolExecutor(workers or os.cpu_count() or 1, "decode") as pool:
         waiting = deque()
         try:
             for spec in specs:
-                waiting.append(pool.submit(_load, records, spec, devices))
+                waiting.append(pool.submit(_load, records, spec, devices, host, hosts))
                 if len(waiting) > _AHEAD:
                     yield waiting.popleft().result()
             while waiting:
@@ -99,14 +115,17 @@ def _rows(bucket: Bucket, devices: int) -> int:
     return -(-bucket.batch_size // devices) * devices
 
 
-def _load(records: Records, spec: BatchSpec, devices: int) -> Loaded:
-    rows = _rows(spec.bucket, devices)
+def _load(records: Records, spec: BatchSpec, devices: int, host: int, hosts: int) -> Loaded:
+    rows = _rows(spec.bucket, devices) // hosts
+    mine = slice(host * rows, (host + 1) * rows)
     pictures = [np.zeros((0, 0, 3), np.uint8)] * rows
     scores, weights = np.zeros(rows, np.float32), np.zeros(rows, np.float32)
+    good = np.zeros(rows, bool)
     failed = {}
-    for row, (index, mirrored) in enumerate(zip(spec.rows, spec.mirrored, strict=True)):
+    members = list(zip(spec.rows, spec.mirrored, spec.sizes, strict=True))[mine]
+    for row, (index, mirrored, size) in enumerate(members):
         try:
-            picture = decode(records.photo(index))
+            picture = decode(records.photo(index), records.decoding)
             if picture.shape[:2] != tuple(records.sizes[index]):
                 raise UnreadableError(
                     f"is {picture.shape[0]}x{picture.shape[1]} pixels (height x width), but was "
@@ -115,10 +134,11 @@ def _load(records: Records, spec: BatchSpec, devices: int) -> Loaded:
         except UnreadableError as error:
             failed[index] = str(error)
             continue
+        picture = resize(picture, size)
         picture = picture[:, ::-1] if mirrored else picture
         pictures[row] = picture.swapaxes(0, 1) if spec.turned else picture
-        scores[row], weights[row] = records.scores[index], 1
+        scores[row], good[row], weights[row] = records.scores[index], records.good[index], 1
     images: Any = pad_batch(pictures, spec.bucket.shape)
     if spec.bucket.both_orientations:
         images = dataclasses.replace(images, turned=np.asarray(spec.turned))
-    return Loaded(spec, Batch(images, scores, weights), failed)  # pyright: ignore[reportArgumentType]
+    return Loaded(spec, Batch(images, scores, good, weights), failed)  # pyright: ignore[reportArgumentType]

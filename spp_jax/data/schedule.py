@@ -7,13 +7,13 @@ that resumes at ``k`` goes on with the very batches of one that never stopped.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from spp_jax.buckets import Bucket, BucketPlan
 
-__all__ = ["BatchSpec", "Schedule", "in_order"]
+__all__ = ["BatchSpec", "Schedule", "at_scale", "in_order"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,20 +24,36 @@ class BatchSpec:
         bucket: of the plan.
         rows: indices into the records; fewer than the bucket's batch size where the last batch of a
             bucket is not full (the rest are filler rows of weight 0).
+        sizes: (height, width) at which each is used.
         mirrored: bool, one per row.
         turned: the pictures lie in the bucket with height and width swapped.
     """
 
     bucket: Bucket
     rows: tuple[int, ...]
+    sizes: tuple[tuple[int, int], ...]
     mirrored: tuple[bool, ...]
     turned: bool
 
 
 class Schedule:
-    """Every picture once an epoch, batches of one bucket each, in an order drawn anew each epoch."""
+    """Every picture once an epoch, batches of one bucket each, in an order drawn anew each epoch.
 
-    def __init__(self, sizes: np.ndarray, plan: BucketPlan, *, seed: int, flip: bool):
+    With several scales a picture has another one each epoch, in turns, so that after as many epochs as
+    there are scales it was seen once at each: SPP-net's training on several sizes (section 2.3), with
+    aspect ratios kept and, as the op takes any size, without a network for each.
+    """
+
+    def __init__(
+        self,
+        sizes: np.ndarray,
+        plan: BucketPlan,
+        *,
+        seed: int,
+        flip: bool,
+        scales: Sequence[float] = (1.0,),
+        smallest: tuple[int, int] = (1, 1),
+    ):
         """Lay out the epochs.
 
         Args:
@@ -45,39 +61,71 @@ class Schedule:
             plan: the buckets and their batch sizes.
             seed: of all that is drawn.
             flip: mirror each picture in half of the epochs, at random.
+            scales: of both sides.
+            smallest: (height, width) below which no picture is scaled.
 
         Raises:
-            ValueError: a record is larger than every bucket.
+            ValueError: a record, at one of its scales, is larger than every bucket.
         """
-        self._sizes = sizes
         self.plan = plan
         self._seed = seed
         self._flip = flip
-        epoch = in_order(sizes, plan)
-        self.steps_per_epoch = len(epoch)
-        self.buckets = tuple(dict.fromkeys(spec.bucket for spec in epoch))
+        scaled = [at_scale(sizes, scale, smallest) for scale in scales]
+        turn = np.random.default_rng(seed).integers(0, len(scales), len(sizes))
+        everyone = np.arange(len(sizes))
+        self._sizes = [
+            np.stack(scaled)[(turn + epoch) % len(scales), everyone] for epoch in range(len(scales))
+        ]
+        epochs = [in_order(sizes, plan) for sizes in self._sizes]
+        self._ends = np.cumsum([len(epoch) for epoch in epochs])
+        specs = list(itertools.chain(*epochs))
+        self.buckets = tuple(bucket for bucket in plan.buckets if bucket in {spec.bucket for spec in specs})
         """Those in use, each with one program to compile."""
-        self.waste = float(1 - np.prod(sizes, axis=1).sum() / sum(spec.bucket.pixels for spec in epoch))
+        true = sum(int(sizes.prod(axis=1).sum()) for sizes in self._sizes)
+        self.waste = 1 - true / sum(spec.bucket.pixels for spec in specs)
         """Share of the pixels of an epoch's batches that are no picture's, filler rows included."""
-        self.mean_batch = len(sizes) / self.steps_per_epoch
-        """Pictures per step, averaged over an epoch. A loss that divides each batch's sum by this
-        constant gives every picture the same weight in an epoch's gradient, whatever its bucket."""
+        self.mean_batch = sum(len(spec.rows) for spec in specs) / len(specs)
+        """Pictures per step, averaged over all epochs. A loss that divides each batch's sum by this
+        constant gives every picture the same weight in the gradient, whatever its bucket."""
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
     def __getitem__(self, step: int) -> BatchSpec:
         """What step ``step``, counted from 0, trains on."""
-        epoch, place = divmod(step, self.steps_per_epoch)
+        epoch, place = self._locate(step)
         return self._epoch(epoch)[place]
+
+    def first_step(self, epoch: int) -> int:
+        """The first step of an epoch, both counted from 0: how many steps the epochs before it have."""
+        cycles, rest = divmod(epoch, len(self._ends))
+        return int(cycles * self._ends[-1] + (self._ends[rest - 1] if rest else 0))
+
+    def epochs_done(self, steps: int) -> float:
+        """How many epochs so many steps are; a whole number where one just ended."""
+        epoch, place = self._locate(steps)
+        return epoch + place / (self.first_step(epoch + 1) - self.first_step(epoch))
 
     def steps(self, start: int, stop: int) -> Iterator[BatchSpec]:
         """The batches of steps ``start`` to ``stop - 1``."""
         return (self[step] for step in range(start, stop))
 
+    def _locate(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and its place there."""
+        cycles, rest = divmod(step, int(self._ends[-1]))
+        epoch = cycles * len(self._ends) + int(np.searchsorted(self._ends, rest, side="right"))
+        return epoch, step - self.first_step(epoch)
+
     def _draw_epoch(self, epoch: int) -> list[BatchSpec]:
+        sizes = self._sizes[epoch % len(self._sizes)]
         rng = np.random.default_rng((self._seed, epoch))
-        mirrored = (rng.random(len(self._sizes)) < 0.5) & self._flip
-        batches = in_order(self._sizes, self.plan, rng.permutation(len(self._sizes)), mirrored)
+        mirrored = (rng.random(len(sizes)) < 0.5) & self._flip
+        batches = in_order(sizes, self.plan, rng.permutation(len(sizes)), mirrored)
         return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def at_scale(sizes: np.ndarray, scale: float, smallest: tuple[int, int]) -> np.ndarray:
+    """The sizes times ``scale``; its own where a side would be below ``smallest``: int64 ``[n, 2]``."""
+    scaled = np.round(np.asarray(sizes) * scale).astype(np.int64)
+    return np.where((scaled >= smallest).all(axis=1, keepdims=True), scaled, sizes)
 
 
 def in_order(
@@ -89,7 +137,7 @@ def in_order(
     """Every picture exactly once, bucket by bucket: the batches of an evaluation.
 
     Args:
-        sizes: integers ``[n, 2]``, of each picture.
+        sizes: integers ``[n, 2]``, at which each picture is used.
         plan: the buckets. In one for both orientations, pictures that lie turned have batches of their own.
         order: a permutation of the pictures, ``[n]``; None: as they come.
         mirrored: bool ``[n]``; None: none is.
@@ -97,6 +145,7 @@ def in_order(
     Raises:
         ValueError: a picture is larger than every bucket.
     """
+    sizes = np.asarray(sizes, np.int64)
     homes, turned = plan.assign(sizes), plan.turned(sizes)
     order = np.arange(len(homes)) if order is None else order
     mirrored = np.zeros(len(homes), bool) if mirrored is None else mirrored
@@ -104,7 +153,13 @@ def in_order(
     for (number, bucket), turn in itertools.product(enumerate(plan.buckets), (False, True)):
         members = order[(homes[order] == number) & (turned[order] == turn)]
         batches += (
-            BatchSpec(bucket, tuple(rows.tolist()), tuple(mirrored[rows].tolist()), turn)
+            BatchSpec(
+                bucket,
+                rows=tuple(rows.tolist()),
+                sizes=tuple(map(tuple, sizes[rows].tolist())),
+                mirrored=tuple(mirrored[rows].tolist()),
+                turned=turn,
+            )
             for rows in np.split(members, range(bucket.batch_size, len(members), bucket.batch_size))
             if len(rows)
         )

@@ -5,84 +5,57 @@ import inspect
 import io
 import math
 from collections.abc import Iterator
-from typing import ClassVar
+from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
 from PIL import Image
 
+from spp_jax.config import UsageError
 from spp_jax.data.distorted_photos import damage, sources
+from spp_jax.data.photo_builder import Example, PhotoBuilder
 
-__all__ = ["Builder", "content_key"]
+__all__ = ["Builder"]
 
 _ROUNDS = 6  # through all damages, per source
 _SHORTEST, _LONGEST = 100, 600  # pixels a side
 _SEED = 20140901  # of the windows and of the noise: part of the data, not of a run
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(PhotoBuilder):
     """Photographs damaged as LIVE damages its references, scored by a stated rule."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description=__doc__,
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "group": tfds.features.Text(),
-                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-                    "height": np.int32,
-                    "width": np.int32,
-                    "score": np.float32,
-                    "good": np.bool_,
-                }
-            ),
-            supervised_keys=("image", "score"),
-        )
-
-    def _split_generators(self, dl_manager):
-        del dl_manager  # everything is on this machine already
-        return {"pictures": self._generate_examples()}
-
-    def _generate_examples(self) -> Iterator[tuple[str, dict]]:
-        for index, (name, pictures) in enumerate(sources.find_sources().items()):
+    @classmethod
+    def examples(cls, folder: Path) -> Iterator[Example]:
+        """All windows, made anew; everything is on this machine already."""
+        for index, (name, pictures) in enumerate(_sources().items()):
             rng = np.random.default_rng((_SEED, index))
             for number in range(_ROUNDS):
                 for kind, level in _damages_of_round(number):
                     window = _window(pictures[number % len(pictures)], rng)
                     picture = window if level == 0 else damage.damaged(window, kind, level, rng)
-                    key = f"{name}-{number}-{kind}-{level}"
                     score = damage.score_of_level(level)
-                    yield (
-                        key,
-                        {
-                            "id": key,
-                            "group": name,
-                            "image": _png(picture),
-                            "height": picture.shape[0],
-                            "width": picture.shape[1],
-                            "score": score,
-                            "good": score >= 0.5,
-                        },
+                    yield Example(
+                        f"{name}-{number}-{kind}-{level}", _png(picture), score, score >= 0.5, group=name
                     )
 
+    @classmethod
+    def content_key(cls, folder: Path) -> str:
+        """A digest of the sources' pixels and of this folder's own code."""
+        digest = hashlib.sha256()
+        for module in (damage, sources, inspect.getmodule(cls)):
+            digest.update(inspect.getsource(module).encode())  # pyright: ignore[reportArgumentType]
+        for name, pictures in _sources().items():
+            digest.update(name.encode())
+            for picture in pictures:
+                digest.update(repr(picture.size).encode() + picture.tobytes())
+        return digest.hexdigest()[:12]
 
-def content_key() -> str:
-    """A digest of all that decides the data: the sources' pixels and this folder's own code.
 
-    A data set prepared under another key is another data set; TFDS itself would go on serving it.
-    """
-    digest = hashlib.sha256()
-    for module in (damage, sources, inspect.getmodule(Builder)):
-        digest.update(inspect.getsource(module).encode())  # pyright: ignore[reportArgumentType]
-    for name, pictures in sources.find_sources().items():
-        digest.update(name.encode())
-        for picture in pictures:
-            digest.update(repr(picture.size).encode() + picture.tobytes())
-    return digest.hexdigest()[:12]
+def _sources() -> dict[str, list[Image.Image]]:
+    try:
+        return sources.find_sources()
+    except sources.MissingSourcesError as error:
+        raise UsageError(str(error)) from None
 
 
 def _damages_of_round(number: int) -> Iterator[tuple[str, int]]:

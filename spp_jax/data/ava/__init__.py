@@ -1,0 +1,1 @@
+"""`ava`: A Large-Scale Database for Aesthetic Visual Analysis."""

@@ -1,0 +1,42 @@
+"""Columns of facts about a collection in one file, which may be lost or damaged at no harm."""
+
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["read_columns", "write_columns"]
+
+_FORMAT = "format"
+
+
+def read_columns(path: Path, form: int) -> dict[str, np.ndarray] | None:
+    """The columns by name; None where there is no such file, it is damaged, or of another form."""
+    try:
+        with path.open("rb") as file, np.load(file) as kept:
+            columns = {name: kept[name] for name in kept.files}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return columns if columns.pop(_FORMAT, None) == form else None
+
+
+def write_columns(path: Path, form: int, columns: dict[str, np.ndarray]) -> None:
+    """Write the file as a whole or not at all.
+
+    Args:
+        path: replaced.
+        form: of the columns; another number whenever their meaning changes.
+        columns: by name; text and numbers, no objects.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    everything: dict = {**columns, _FORMAT: np.array(form)}
+    try:
+        with partial.open("wb") as file:
+            np.savez(file, **everything)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,133 @@
+"""`folder`: any folder of pictures with a CSV of scores, read in place: an edited one is never an old copy.
+
+The CSV is `scores.csv`, or the only CSV there. Its columns are ``file`` (relative to the folder), ``score``
+(0 to 1) and, as one likes, ``group`` (pictures of one group are never on both sides of a split) and
+``split`` (train, validation or test: the official split). Further columns are left alone.
+"""
+
+import csv
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from spp_jax.config import Decoding, UsageError
+from spp_jax.data.records import SPLITS, Records
+from spp_jax.data.scanning import scan_sizes
+
+__all__ = ["Row", "load_folder", "read_table"]
+
+
+class Row(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+        line: its number in the file, from 1.
+        file: relative to the folder.
+        score: 0 to 1.
+        group: the file where there is no such column.
+        split: empty where there is no such column.
+        others: the further columns.
+    """
+
+    line: int
+    file: str
+    score: float
+    group: str
+    split: str
+    others: dict[str, str]
+
+
+def load_folder(
+    folder: Path, decoding: Decoding, say: Callable[[str], None]
+) -> tuple[Records, dict[str, str]]:
+    """The records of a folder, ordered by file, and the reason for each picture that cannot be read.
+
+    Raises:
+        UsageError: there is no folder or CSV, or a line of it is not what it should be.
+    """
+    table = _find_table(folder)
+    rows = sorted(read_table(table), key=lambda row: row.file)
+    paths = [folder / row.file for row in rows]
+    sizes, reasons = scan_sizes(paths, decoding, folder / ".spp_jax-sizes.npz", say)
+    skipped = {rows[i].file: f"{table.name}, line {rows[i].line}: {why}" for i, why in reasons.items()}
+    kept = [i for i in range(len(rows)) if i not in reasons]
+    if not kept:
+        raise UsageError(f"{table}: not one of its {len(rows)} pictures can be read")
+    scores = np.array([rows[i].score for i in kept], np.float32)
+    records = Records(
+        ids=tuple(rows[i].file for i in kept),
+        sizes=decoding.scaled(sizes[kept]),
+        photo=lambda i: paths[kept[i]],
+        scores=scores,
+        good=scores >= 0.5,
+        groups=tuple(rows[i].group for i in kept),
+        splits=tuple(rows[i].split for i in kept) if rows[0].split else (),
+        decoding=decoding,
+    )
+    return records, skipped
+
+
+def _find_table(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise UsageError(f"--data-dir {folder}: there is no such folder")
+    tables = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv")
+    named = [path for path in tables if path.name == "scores.csv"] or tables
+    if len(named) != 1:
+        found = f"{len(tables)} CSV files, and none is scores.csv" if tables else "no CSV file"
+        raise UsageError(f"--data folder: in {folder} (--data-dir) is {found}; its columns are file,score")
+    return named[0]
+
+
+def read_table(path: Path, required: Sequence[str] = ()) -> list[Row]:
+    """The lines of a table, with or without a byte-order mark, of whatever line ends.
+
+    Args:
+        path: a CSV file, UTF-8.
+        required: columns needed besides ``file`` and ``score``.
+
+    Raises:
+        UsageError: names the line and what is wrong with it.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            heading = reader.fieldnames or ()
+            numbered = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
+    for name in ("file", "score", *required):
+        if name not in heading:
+            raise UsageError(f"{path}, line 1: no column {name!r}; expected file,score[,group][,split]")
+    if not numbered:
+        raise UsageError(f"{path} has no line below its heading")
+    rows, seen = [], {}
+    for line, fields in numbered:
+        where = f"{path}, line {line}"
+        if None in fields or None in fields.values():
+            raise UsageError(f"{where}: other fields than the heading's {len(heading)}")
+        row = _row(where, line, fields)
+        if row.file in seen:
+            raise UsageError(f"{where}: {row.file} is on line {seen[row.file]} already")
+        seen[row.file] = line
+        rows.append(row)
+    return rows
+
+
+def _row(where: str, line: int, fields: dict[str, str]) -> Row:
+    fields = {name: value.strip() for name, value in fields.items()}
+    name, text = fields.pop("file"), fields.pop("score")
+    try:
+        score = float(text)
+    except ValueError:
+        raise UsageError(f"{where}: the score {text!r} is no number") from None
+    if not 0 <= score <= 1 or math.isnan(score):
+        raise UsageError(f"{where}: the score {text} is not in 0 to 1; scale the column to that")
+    if not name:
+        raise UsageError(f"{where}: no file is named")
+    split = fields.pop("split", None)
+    if split is not None and split not in SPLITS:
+        raise UsageError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+    return Row(line, name, score, fields.pop("group", "") or name, split or "", fields)

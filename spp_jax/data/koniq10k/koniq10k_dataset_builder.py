@@ -1,0 +1,50 @@
+"""TFDS builder of KonIQ-10k (Hosu, Lin, Sziranyi, Saupe 2020): five marks, an official split."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from spp_jax.config import UsageError
+from spp_jax.data.photo_builder import Example, MissingFilesError, PhotoBuilder, find
+
+__all__ = ["Builder"]
+
+_PARTS = {"training": "train", "validation": "validation", "test": "test"}
+
+
+class Builder(PhotoBuilder):
+    """The score is the mean of the votes of 1 to 5, as (mean - 1) / 4."""
+
+    NEEDS = (
+        "koniq10k_scores_and_distributions.csv, the folder 1024x768 (or 512x384) of pictures and, for the "
+        "official split, koniq10k_distributions_sets.csv (database.mmsp-kn.de/koniq-10k-database.html)"
+    )
+    MANUAL_DOWNLOAD_INSTRUCTIONS = NEEDS
+    MARKS = 5
+
+    @classmethod
+    def examples(cls, folder: Path) -> Iterator[Example]:
+        """In the order of the score file."""
+        table = find(folder, "koniq10k_scores_and_distributions.csv", needs=cls.NEEDS)
+        images = find(folder, "1024x768", "512x384", needs=cls.NEEDS)
+        sets = folder / "koniq10k_distributions_sets.csv"
+        parts = {row["image_name"]: row["set"] for row in _rows(sets, "image_name", "set")}
+        for row in _rows(table, "image_name", *(f"c{mark}" for mark in range(1, 6))):
+            name = row["image_name"]
+            counts = [float(row[f"c{mark}"]) for mark in range(1, 6)]
+            votes = tuple(count / sum(counts) for count in counts)
+            score = sum(mark * share for mark, share in enumerate(votes)) / 4
+            split = _PARTS.get(parts.get(name, ""), "")
+            if parts and not split:
+                raise UsageError(f"{sets} names no part for {name}")
+            yield Example(name, images / name, score, score >= 0.5, name, split, votes)
+
+
+def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if missing := [name for name in columns if not rows or name not in rows[0]]:
+        raise MissingFilesError(f"{path} has no column {', '.join(missing)}: it is not KonIQ-10k's file")
+    return rows

@@ -1,0 +1,1 @@
+"""`live_iqa`: LIVE Image Quality Assessment Database, release 2."""

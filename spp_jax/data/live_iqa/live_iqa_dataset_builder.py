@@ -1,0 +1,55 @@
+"""TFDS builder of LIVE IQA release 2 (Sheikh, Sabir, Bovik 2006): 29 references, five kinds of damage."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import scipy.io
+
+from spp_jax.config import UsageError
+from spp_jax.data.photo_builder import Example, PhotoBuilder, find
+
+__all__ = ["Builder"]
+
+_KINDS = ("jp2k", "jpeg", "wn", "gblur", "fastfading")  # in the order of the score file
+
+
+class Builder(PhotoBuilder):
+    """The damaged pictures, split by reference; the score is 1 - DMOS / 100."""
+
+    NEEDS = (
+        "LIVE IQA release 2, unpacked: dmos.mat, refnames_all.mat and the folders jp2k, jpeg, wn, gblur and "
+        "fastfading with their img1.bmp, img2.bmp, ... (live.ece.utexas.edu/research/quality)"
+    )
+    MANUAL_DOWNLOAD_INSTRUCTIONS = NEEDS
+
+    @classmethod
+    def examples(cls, folder: Path) -> Iterator[Example]:
+        """Of each kind in turn, as the score file has them; undamaged copies (`orgs`) are left out."""
+        scores = scipy.io.loadmat(find(folder, "dmos.mat", needs=cls.NEEDS))
+        names = scipy.io.loadmat(find(folder, "refnames_all.mat", needs=cls.NEEDS))
+        pictures = [
+            (kind, number)
+            for kind in _KINDS
+            for number in range(1, _pictures(find(folder, kind, needs=cls.NEEDS)) + 1)
+        ]
+        dmos, originals = (np.asarray(scores[key], float).ravel() for key in ("dmos", "orgs"))
+        references = [str(cell.item()) for cell in names["refnames_all"].ravel()]
+        if not len(dmos) == len(originals) == len(references) == len(pictures):
+            raise UsageError(
+                f"LIVE IQA in {folder} does not fit together: {len(dmos)} scores, {len(references)} names "
+                f"of references, and folders for {len(pictures)} pictures"
+            )
+        for (kind, number), value, original, reference in zip(
+            pictures, dmos, originals, references, strict=True
+        ):
+            if not original:
+                score = float(np.clip(1 - value / 100, 0, 1))
+                photo = folder / kind / f"img{number}.bmp"
+                yield Example(f"{kind}/{photo.name}", photo, score, score >= 0.5, reference)
+
+
+def _pictures(folder: Path) -> int:
+    """How many pictures a folder is for: the largest number in their names."""
+    numbers = [path.stem.removeprefix("img") for path in folder.glob("img*.bmp")]
+    return max((int(number) for number in numbers if number.isdigit()), default=0)

@@ -1,0 +1,1 @@
+"""`live_wild`: LIVE In the Wild Image Quality Challenge Database."""

@@ -1,0 +1,152 @@
+"""What all TFDS builders here share: one schema, sizes from headers, a name that changes with the content.
+
+A picture that cannot be read stays in the data set with size 0, so that every run can name it. Needs no
+TensorFlow.
+"""
+
+import abc
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from spp_jax.config import UsageError
+from spp_jax.data.decoding import UnreadableError, photo_size
+
+__all__ = ["Example", "MissingFilesError", "PhotoBuilder", "find"]
+
+_MOST_MISSING = 0.01  # of a download's pictures: more is a partial download and not some lost pictures
+
+
+class MissingFilesError(UsageError):
+    """Files that must be downloaded by hand are not there; the message names them and their place."""
+
+
+class Example(NamedTuple):
+    """One labelled picture.
+
+    Attributes:
+        id: its unique name.
+        photo: where it is, or its encoded bytes.
+        score: 0 to 1.
+        good: what the source calls good.
+        group: pictures of one group are never on both sides of a split.
+        split: train, validation or test, where the source has an official split.
+        votes: for each mark, worst first, where the source has them.
+    """
+
+    id: str
+    photo: Path | bytes
+    score: float
+    good: bool
+    group: str
+    split: str = ""
+    votes: tuple[float, ...] = ()
+
+
+class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
+    """A data set of our schema, from what :meth:`examples` finds.
+
+    Attributes:
+        NEEDS: what the user must download by hand, and from where; empty where nothing.
+        MARKS: how many marks the votes are for; 0 where the source has none.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
+    NEEDS: ClassVar[str] = ""
+    MARKS: ClassVar[int] = 0
+
+    @classmethod
+    @abc.abstractmethod
+    def examples(cls, folder: Path) -> Iterable[Example]:
+        """All pictures, in a fixed order.
+
+        Args:
+            folder: where the user put the download.
+
+        Raises:
+            MissingFilesError: it is not there, or not all of it.
+            UsageError: an annotation file is not what it should be.
+        """
+
+    @classmethod
+    def content_key(cls, folder: Path) -> str:
+        """A digest of all that decides the data: labels, and name, length and date of every picture.
+
+        A data set prepared under another key is another one; TFDS itself would go on serving the old.
+
+        Raises:
+            MissingFilesError: see :meth:`examples`; or more than a hundredth of the pictures are missing.
+        """
+        digest, missing, count = hashlib.sha256(), [], 0
+        for example in cls.examples(folder):
+            count += 1
+            digest.update(repr(example._replace(photo=b"")).encode())
+            assert isinstance(example.photo, Path)
+            try:
+                about = example.photo.stat()
+                digest.update(f"{about.st_size} {about.st_mtime_ns}".encode())
+            except OSError:
+                missing.append(str(example.photo.relative_to(folder)))
+        if len(missing) > _MOST_MISSING * count:
+            raise MissingFilesError(
+                f"{len(missing)} of {count} pictures are missing in {folder}, such as "
+                f"{', '.join(missing[:3])}: complete the download"
+            )
+        return digest.hexdigest()[:12]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "id": tfds.features.Text(),
+            "group": tfds.features.Text(),
+            "split": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "height": np.int32,
+            "width": np.int32,
+            "score": np.float32,
+            "good": np.bool_,
+        }
+        if self.MARKS:
+            features["votes"] = tfds.features.Tensor(shape=(self.MARKS,), dtype=np.float32)
+        return self.dataset_info_from_configs(
+            description=__doc__,
+            features=tfds.features.FeaturesDict(features),
+            supervised_keys=("image", "score"),
+        )
+
+    def _split_generators(self, dl_manager):
+        # The manual folder is asked for only where something is needed: TFDS refuses to name it else.
+        folder = dl_manager.manual_dir if self.NEEDS else Path()
+        return {"pictures": self._generate_examples(Path(folder))}
+
+    def _generate_examples(self, folder: Path) -> Iterator[tuple[str, dict]]:
+        for example in self.examples(folder):
+            photo = example.photo
+            try:
+                height, width = photo_size(photo)
+            except UnreadableError:
+                height = width = 0
+            if isinstance(photo, Path):
+                photo = photo.read_bytes() if photo.is_file() else b""
+            fields = example._asdict() | {"height": height, "width": width, "image": photo}
+            del fields["photo"]
+            fields["votes"] = np.asarray(example.votes, np.float32)
+            if not self.MARKS:
+                del fields["votes"]
+            yield example.id, fields
+
+
+def find(folder: Path, *names: str, needs: str) -> Path:
+    """The first of these files or folders that is there.
+
+    Raises:
+        MissingFilesError: none is; says what is needed, and where.
+    """
+    for name in names:
+        if (folder / name).exists():
+            return folder / name
+    raise MissingFilesError(f"{' or '.join(names)} is missing in {folder}. Put there: {needs}")

@@ -1,0 +1,1 @@
+"""`savoias`: how complex people find pictures of four kinds."""

@@ -1,0 +1,399 @@
+"""Each data set from tiny downloads in its very format, written here."""
+
+import csv
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+
+from spp_jax.config import Decoding, UsageError
+from spp_jax.data import list_datasets, load_dataset
+from spp_jax.data.decoding import decode
+from spp_jax.data.records import split_records
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 20, 3), np.uint8)
+
+
+def save(path: Path, number: int, size: tuple[int, int] = (12, 20), **options) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(PIXELS[number % 40, : size[0], : min(size[1], 20)]).save(path, **options)
+
+
+def cells(names) -> np.ndarray:
+    array = np.empty((1, len(names)), object)
+    array[0] = names
+    return array
+
+
+def live_iqa(folder: Path) -> None:
+    """Two pictures of each kind; the second is an undamaged copy."""
+    kinds = ("jp2k", "jpeg", "wn", "gblur", "fastfading")
+    for number, kind in enumerate(kinds):
+        save(folder / kind / "img1.bmp", number)
+        save(folder / kind / "img2.bmp", number + 10)
+    dmos = np.array([[20.0, 0, 30, 0, 40, 0, 70, 0, 120, 0]])
+    scipy.io.savemat(folder / "dmos.mat", {"dmos": dmos, "orgs": np.array([[0, 1] * 5], np.uint8)})
+    names = [f"ref{i // 4}.bmp" for i in range(10)]
+    scipy.io.savemat(folder / "refnames_all.mat", {"refnames_all": cells(names)})
+
+
+def live_wild(folder: Path) -> None:
+    names = [f"t{i}.bmp" for i in range(1, 8)] + ["3.bmp", "4.bmp", "10.JPG"]
+    for number, name in enumerate(names[7:]):
+        save(folder / "Images" / name, number)
+    (folder / "Data").mkdir()
+    listed = {"AllImages_release": cells(names).T}
+    scipy.io.savemat(folder / "Data" / "AllImages_release.mat", listed)
+    mos = np.array([[50.0] * 7 + [63.9, 35.2, 50.0]])
+    scipy.io.savemat(folder / "Data" / "AllMOS_release.mat", {"AllMOS_release": mos})
+
+
+def koniq10k(folder: Path) -> None:
+    for number in range(4):
+        save(folder / "1024x768" / f"{number}.jpg", number)
+    heading = ["image_name", "c1", "c2", "c3", "c4", "c5", "c_total", "MOS", "SD", "MOS_zscore"]
+    rows = [
+        ["0.jpg", 0, 0, 0, 0, 10],
+        ["1.jpg", 10, 0, 0, 0, 0],
+        ["2.jpg", 0, 5, 5, 0, 0],
+        ["3.jpg", 0, 0, 4, 0, 0],
+    ]
+    with (folder / "koniq10k_scores_and_distributions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([heading, *([*row, sum(row[1:]), 0, 0, 0] for row in rows)])
+    parts = ["training", "training", "validation", "test"]
+    with (folder / "koniq10k_distributions_sets.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [["image_name", "set"], *([f"{i}.jpg", part] for i, part in enumerate(parts))]
+        )
+
+
+def ava(folder: Path) -> None:
+    votes = {"953619": [0, 1, 5, 17, 38, 36, 15, 6, 5, 1], "953958": [10, 7, 15, 26, 26, 21, 10, 8, 1, 2]}
+    votes |= {"954184": [0, 0, 0, 0, 5, 0, 0, 0, 0, 0], "954113": [0, 0, 0, 1, 0, 1, 1, 0, 0, 0]}
+    for number, name in enumerate(votes):
+        save(folder / "images" / f"{name}.jpg", number)
+    lines = [f"{i} {name} {' '.join(map(str, v))} 1 22 1396" for i, (name, v) in enumerate(votes.items(), 1)]
+    (folder / "AVA.txt").write_text("\n".join(lines) + "\n")
+    (folder / "aesthetics_image_lists").mkdir()
+    (folder / "aesthetics_image_lists" / "generic_test.jpgl").write_text("953958\n")
+
+
+def savoias(folder: Path) -> None:
+    for number, name in enumerate(("a.jpg", "b.png")):
+        save(folder / name, number)
+    (folder / "scores.csv").write_text("file,score,category\na.jpg,0.2,scenes\nb.png,0.9,objects\n")
+
+
+EXPECTED = {
+    "live_iqa": {
+        "fastfading/img1.bmp": (0.0, False, "ref2.bmp"),
+        "gblur/img1.bmp": (0.3, False, "ref1.bmp"),
+        "jp2k/img1.bmp": (0.8, True, "ref0.bmp"),
+        "jpeg/img1.bmp": (0.7, True, "ref0.bmp"),
+        "wn/img1.bmp": (0.6, True, "ref1.bmp"),
+    },
+    "live_wild": {
+        "10.JPG": (0.5, True, "10.JPG"),
+        "3.bmp": (0.639, True, "3.bmp"),
+        "4.bmp": (0.352, False, "4.bmp"),
+    },
+    "koniq10k": {
+        "0.jpg": (1.0, True, "0.jpg"),
+        "1.jpg": (0.0, False, "1.jpg"),
+        "2.jpg": (0.375, False, "2.jpg"),
+        "3.jpg": (0.5, True, "3.jpg"),
+    },
+    "ava": {
+        "953619": ((5 * 38 + 2 + 15 + 68 + 36 * 6 + 15 * 7 + 48 + 45 + 10) / 124 / 9 - 1 / 9, True, "953619"),
+        "953958": ((10 + 14 + 45 + 104 + 130 + 126 + 70 + 64 + 9 + 20) / 126 / 9 - 1 / 9, False, "953958"),
+        "954113": ((17 / 3 - 1) / 9, True, "954113"),
+        "954184": (4 / 9, False, "954184"),  # a mean of exactly 5 is not above 5
+    },
+    "savoias": {
+        "objects/b.png": (0.9, True, "objects/b.png"),
+        "scenes/a.jpg": (0.2, False, "scenes/a.jpg"),
+    },
+}
+MAKE = {"live_iqa": live_iqa, "live_wild": live_wild, "koniq10k": koniq10k, "ava": ava, "savoias": savoias}
+
+
+@pytest.fixture
+def download(tmp_path):
+    def download(name: str) -> Path:
+        folder = tmp_path / "manual" / name
+        folder.mkdir(parents=True)
+        MAKE[name](folder)
+        return folder
+
+    return download
+
+
+def load(name: str, data_dir: Path, decoding: Decoding = Decoding()):  # noqa: B008
+    said = []
+    return (*load_dataset(name, data_dir, decoding, say=said.append), said)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_scores_groups_sizes_and_pictures_are_the_sources(name, download, tmp_path):
+    folder = download(name)
+    records, skipped, said = load(name, tmp_path)
+    assert not skipped
+    assert len(said) == 1  # that it is prepared
+    assert dict.fromkeys(records.ids) == dict.fromkeys(EXPECTED[name])
+    for i, (score, good, group) in enumerate(EXPECTED[name].values()):
+        assert records.scores[i] == pytest.approx(score, abs=1e-6)
+        assert records.good[i] == good
+        assert records.groups[i] == group
+        assert decode(records.photo(i)).shape == (*records.sizes[i], 3) == (12, 20, 3)
+    again, _, said = load(name, tmp_path)
+    assert not said  # prepared already
+    assert again.digest() == records.digest()
+    assert np.array_equal(decode(again.photo(1)), decode(records.photo(1)))
+    changed = next(path for path in sorted(folder.rglob("*")) if path.suffix in (".bmp", ".jpg"))
+    save(changed, 30, (16, 20))
+    other, _, said = load(name, tmp_path)
+    assert len(said) == 1  # not served from the old copy
+    assert (other.sizes == (16, 20)).all(axis=1).sum() == (
+        1 if name != "live_iqa" or "img1" in changed.name else 0
+    )
+
+
+def test_votes_and_official_splits_are_the_sources(download, tmp_path):
+    download("koniq10k")
+    records, _, _ = load("koniq10k", tmp_path)
+    assert records.histograms is not None
+    assert records.histograms[2].tolist() == [0, 0.5, 0.5, 0, 0]
+    assert records.splits == ("train", "train", "validation", "test")
+    assert split_records(records, "test", "official", 0).ids == ("3.jpg",)
+    download("ava")
+    records, _, _ = load("ava", tmp_path)
+    assert records.histograms is not None
+    assert records.histograms.shape == (4, 10)
+    np.testing.assert_allclose(records.histograms.sum(axis=1), 1, rtol=1e-6)
+    assert split_records(records, "test", "official", 0).ids == ("953958",)
+    held = [split_records(records, split, "official", 0).ids for split in ("train", "validation")]
+    assert sorted(held[0] + held[1]) == ["953619", "954113", "954184"]
+    assert len(held[1]) == 1
+    download("savoias")
+    records, _, _ = load("savoias", tmp_path)
+    with pytest.raises(ValueError, match="no official split of this data set"):
+        split_records(records, "test", "official", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "gone", "said"),
+    [
+        ("live_iqa", "dmos.mat", "dmos.mat is missing in .*live_iqa. Put there: LIVE IQA release 2"),
+        ("live_iqa", "wn", "wn is missing in"),
+        ("live_iqa", "jpeg/img1.bmp", "1 of 5 pictures are missing in .*, such as jpeg/img1.bmp"),
+        ("live_iqa", "jpeg/img2.bmp", "10 scores, 10 names of references, and folders for 9 pictures"),
+        ("live_wild", "Data/AllMOS_release.mat", "AllMOS_release.mat is missing"),
+        ("live_wild", "Images/4.bmp", "1 of 3 pictures are missing in .*, such as Images/4.bmp"),
+        ("koniq10k", "koniq10k_scores_and_distributions.csv", "distributions.csv is missing"),
+        ("koniq10k", "1024x768", "1024x768 or 512x384 is missing"),
+        ("ava", "AVA.txt", "AVA.txt is missing"),
+        ("ava", "images/953619.jpg", "complete the download"),
+        ("savoias", "scores.csv", "scores.csv is missing"),
+    ],
+)
+def test_a_partial_download_names_what_is_missing_and_where(name, gone, said, download, tmp_path):
+    path = download(name) / gone
+    path.rename(path.with_name("elsewhere"))
+    with pytest.raises(UsageError, match=said):
+        load(name, tmp_path)
+
+
+def test_nothing_downloaded_says_which_files_to_put_where(tmp_path):
+    for name in MAKE:
+        with pytest.raises(UsageError, match=rf"is missing in .*manual/{name}. Put there: "):
+            load(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line", ["1 953619 1 2 3", "1", "1 2 x 1 1 1 1 1 1 1 1 1", "1 2 0 0 0 0 0 0 0 0 0 0 1 1 1"]
+)
+def test_a_broken_line_of_ava_is_named(line, download, tmp_path):
+    folder = download("ava")
+    with (folder / "AVA.txt").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UsageError, match=r"AVA.txt, line 5: "):
+        load("ava", tmp_path)
+
+
+def test_pictures_that_cannot_be_read_are_named_and_the_others_served(download, tmp_path):
+    folder = download("savoias")
+    (folder / "a.jpg").write_bytes(b"text")
+    for _ in ("preparing", "prepared"):
+        records, skipped, _ = load("savoias", tmp_path)
+        assert records.ids == ("objects/b.png",)
+        assert skipped == {"scenes/a.jpg": "is no picture in a format that can be read"}
+    with pytest.raises(UsageError, match="not one of the 2 pictures"):
+        load("savoias", tmp_path, Decoding(refuse_pixels=239))
+
+
+def test_sizes_are_those_after_exif_and_scaling_down(download, tmp_path):
+    folder = download("savoias")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    save(folder / "b.png", 0, exif=exif)
+    records, _, _ = load("savoias", tmp_path)
+    assert records.sizes.tolist() == [[20, 12], [12, 20]]
+    records, _, _ = load("savoias", tmp_path, Decoding(max_pixels=60))
+    assert records.sizes.tolist() == [[10, 6], [6, 10]]
+    assert decode(records.photo(0), records.decoding).shape == (10, 6, 3)
+
+
+def test_a_damaged_index_is_made_again(download, tmp_path):
+    download("savoias")
+    records, _, _ = load("savoias", tmp_path)
+    (index,) = tmp_path.rglob("index.npz")
+    index.write_bytes(index.read_bytes()[:100])
+    again, _, _ = load("savoias", tmp_path)
+    assert again.digest() == records.digest()
+
+
+def test_an_unknown_data_set_is_told_the_known_ones(tmp_path):
+    with pytest.raises(UsageError, match=", ".join(list_datasets())):
+        load("nosuch", tmp_path)
+
+
+class TestFolder:
+    """Any folder with a CSV of scores."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for number in range(4):
+            save(tmp_path / "in here" / f"ph oto-é{number}.png", number, (12 + number, 20))
+        return tmp_path
+
+    def write(self, folder: Path, text: str, encoding: str = "utf-8", name: str = "scores.csv") -> None:
+        (folder / name).write_bytes(text.encode(encoding))
+
+    GOOD = "file,score\nin here/ph oto-é1.png,0.25\nin here/ph oto-é0.png, 0.75\n"
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+    @pytest.mark.parametrize("ends", ["\n", "\r\n"])
+    @pytest.mark.parametrize("name", ["scores.csv", "mine.csv"])
+    def test_is_read_in_place_in_order_of_file(self, folder, encoding, ends, name):
+        self.write(folder, self.GOOD.replace("\n", ends), encoding, name)
+        records, skipped, _ = load("folder", folder)
+        assert not skipped
+        assert records.ids == ("in here/ph oto-é0.png", "in here/ph oto-é1.png")
+        assert records.scores.tolist() == [0.75, 0.25]
+        assert records.good.tolist() == [True, False]
+        assert records.groups == records.ids
+        assert records.splits == ()
+        assert records.sizes.tolist() == [[12, 20], [13, 20]]
+        np.testing.assert_array_equal(decode(records.photo(1)), PIXELS[1, :13, :20])
+
+    def test_groups_and_an_official_split_are_columns(self, folder):
+        rows = "".join(
+            f"in here/ph oto-é{i}.png,0.5,g{i % 2},{part},x\n" for i, part in enumerate(("train", "test"))
+        )
+        self.write(folder, "file,score,group,split,note\n" + rows)
+        records, _, _ = load("folder", folder)
+        assert records.groups == ("g0", "g1")
+        assert records.splits == ("train", "test")
+
+    def test_an_edited_table_or_picture_is_seen(self, folder):
+        self.write(folder, self.GOOD)
+        load("folder", folder)
+        self.write(folder, self.GOOD.replace("0.75", "0.5"))
+        save(folder / "in here" / "ph oto-é0.png", 5, (30, 20))
+        records, _, _ = load("folder", folder)
+        assert records.scores.tolist() == [0.5, 0.25]
+        assert records.sizes.tolist() == [[30, 20], [13, 20]]
+
+    @pytest.mark.parametrize(
+        ("lines", "said"),
+        [
+            (["file,points", "a.png,1"], "line 1: no column 'score'; expected file,score"),
+            (["file,score", "a.png,high"], "line 2: the score 'high' is no number"),
+            (["file,score", "a.png,0.1", "b.png,nan"], "line 3: the score nan is not in 0 to 1"),
+            (["file,score", "a.png,7"], "line 2: the score 7 is not in 0 to 1; scale"),
+            (["file,score", "a.png,0.1", "a.png,0.2"], "line 3: a.png is on line 2 already"),
+            (["file,score", "a.png"], "line 2: other fields than the heading's 2"),
+            (["file,score", "a.png,0.1,0.2"], "line 2: other fields than the heading's 2"),
+            (["file,score", ",0.1"], "line 2: no file is named"),
+            (["file,score,split", "a.png,0.1,later"], "line 2: split 'later' is none of train"),
+            (["file,score"], "has no line below its heading"),
+            ([""], "no column 'file'"),
+        ],
+    )
+    def test_a_bad_line_is_named(self, folder, lines, said):
+        self.write(folder, "\n".join(lines))
+        with pytest.raises(UsageError, match=said):
+            load("folder", folder)
+
+    def test_a_table_in_another_encoding_is_refused(self, folder):
+        self.write(folder, self.GOOD, "utf-16")
+        with pytest.raises(UsageError, match="cannot be read as a CSV file in UTF-8"):
+            load("folder", folder)
+
+    def test_a_missing_or_broken_picture_is_skipped_with_its_line(self, folder):
+        (folder / "broken.png").write_bytes(b"x")
+        self.write(folder, self.GOOD + "gone.png,0.5\nbroken.png,0.5\n")
+        records, skipped, _ = load("folder", folder)
+        assert len(records) == 2
+        assert skipped == {
+            "gone.png": "scores.csv, line 4: there is no such file",
+            "broken.png": "scores.csv, line 5: is no picture in a format that can be read",
+        }
+
+    def test_without_a_table_it_says_what_it_needs(self, folder):
+        with pytest.raises(UsageError, match="is no CSV file; its columns are file,score"):
+            load("folder", folder)
+        for name in ("a.csv", "b.csv"):
+            self.write(folder, self.GOOD, name=name)
+        with pytest.raises(UsageError, match=r"2 CSV files, and none is scores\.csv"):
+            load("folder", folder)
+        with pytest.raises(UsageError, match="there is no such folder"):
+            load("folder", folder / "nosuch")
+
+
+class TestScanning:
+    """Sizes from headers, remembered."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for number in range(5):
+            save(tmp_path / f"{number}.png", number, (10 + number, 20))
+        rows = "".join(f"{i}.png,0.5\n" for i in range(5))
+        (tmp_path / "scores.csv").write_text("file,score\n" + rows)
+        return tmp_path
+
+    def test_a_second_scan_opens_only_what_is_new(self, folder, monkeypatch):
+        first, _, _ = load("folder", folder)
+        opened = []
+        real = Image.open
+        monkeypatch.setattr(
+            Image, "open", lambda file, *args: (opened.append(str(file)), real(file, *args))[1]
+        )
+        second, _, _ = load("folder", folder)
+        assert not opened
+        assert second.digest() == first.digest()
+        save(folder / "3.png", 9, (33, 20))
+        os.utime(folder / "3.png", ns=(1, 1))
+        third, _, _ = load("folder", folder)
+        assert [Path(name).name for name in opened] == ["3.png"]
+        assert third.sizes[3].tolist() == [33, 20]
+
+    def test_a_damaged_memory_is_scanned_anew(self, folder):
+        first, _, _ = load("folder", folder)
+        for content in (b"", b"PK\x03\x04 and no more", io.BytesIO().getvalue()):
+            (folder / ".spp_jax-sizes.npz").write_bytes(content)
+            again, _, _ = load("folder", folder)
+            assert again.digest() == first.digest()
+
+    def test_a_folder_that_cannot_be_written_is_scanned_each_time_and_says_so(self, folder, monkeypatch):
+        def refuse(*_):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "replace", refuse)
+        records, _, said = load("folder", folder)
+        assert len(records) == 5
+        assert said == ["sizes are not kept for the next start: [Errno 13] Permission denied"]

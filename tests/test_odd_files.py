@@ -1,0 +1,164 @@
+"""Hundreds of odd files: each gives pixels or a reason, soon and in little memory, and none ends a run."""
+
+import io
+import json
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image, features
+
+from spp_jax import Scorer, create_model
+from spp_jax.config import RunConfig
+
+PHOTO = Image.fromarray(
+    np.asarray(
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)).resize((48, 36))
+    )
+)
+
+
+def encoded(picture: Image.Image, format: str, **options) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, format, **options)
+    return file.getvalue()
+
+
+def with_orientation(orientation: int) -> bytes:
+    """PHOTO, stored without loss so that this EXIF orientation turns it upright."""
+    back = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }
+    stored = PHOTO.transpose(back[orientation]) if orientation in back else PHOTO
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(stored, "PNG", exif=exif)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG whose header promises far more than its few bytes hold."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 2, 0, 0, 0])
+    pixels = zlib.compress(bytes(1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def odd_files() -> dict[str, bytes]:
+    """By name: bytes."""
+    files: dict[str, bytes] = {}
+    rng = np.random.default_rng(0)
+    formats = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000"]
+    formats += ["AVIF"] if features.check("avif") else []
+    for format in formats:
+        whole = encoded(PHOTO, format)
+        files[f"whole.{format.lower()}"] = whole
+        for tenth in range(10):
+            files[f"cut-{tenth}.{format.lower()}"] = whole[: len(whole) * tenth // 10]
+        for number in range(12):
+            flipped = bytearray(whole)
+            for place in rng.integers(0, len(whole), 1 + number % 4):
+                flipped[place] ^= 1 << int(rng.integers(8))
+            files[f"flipped-{number}.{format.lower()}"] = bytes(flipped)
+        files[f"named-{format.lower()}.txt.jpg"] = whole
+    for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I", "I;16", "F", "LAB", "YCbCr"):
+        format = "PNG" if mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else "TIFF"
+        grey = {"I": np.int32, "I;16": np.uint16, "F": np.float32}
+        if mode in grey:
+            picture = Image.fromarray(np.asarray(PHOTO.convert("L")).astype(grey[mode]))
+        else:
+            picture = PHOTO.convert(mode) if mode != "LAB" else Image.new("LAB", PHOTO.size, (90, 120, 130))
+        files[f"mode {mode.replace(';', '-')}.{format.lower()}"] = encoded(picture, format)
+    for width, height in ((1, 1), (1, 5000), (5000, 1), (7, 9), (8, 8), (3000, 8)):
+        files[f"{width}x{height}.png"] = encoded(PHOTO.resize((width, height)), "PNG")
+    for width, height in ((40_000, 40_000), (2**31 - 1, 2**31 - 1), (9_000, 9_000), (0, 10)):
+        files[f"bomb-{width}.png"] = bomb(width, height)
+    files |= {f"orientation-{i}.png": with_orientation(i) for i in range(1, 9)}
+    files["orientation-99.png"] = encoded(PHOTO, "PNG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08broken")
+    files["nothing.jpg"] = b""
+    files["text.jpg"] = b"I am no picture"
+    files["zeros.png"] = bytes(1000)
+    files["naïve façade, 写真 .png"] = encoded(PHOTO, "PNG")
+    files["html.jpg"] = b"<!DOCTYPE html><html><body>404</body></html>"
+    files["animated.gif"] = encoded(PHOTO, "GIF", save_all=True, append_images=[PHOTO.rotate(90)])
+    return files
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("odd")
+    for name, data in odd_files().items():
+        (folder / name).write_bytes(data)
+    (folder / "folder.png").mkdir()
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "dangling.png").symlink_to(folder / "gone.png")
+    return sorted(folder.iterdir())
+
+
+DECODE = """
+import json, resource, sys, time, warnings
+from spp_jax.data.decoding import UnreadableError, decode, photo_size
+warnings.simplefilter("ignore")
+results = {}
+for path in sys.stdin.read().split("\\0"):
+    start = time.perf_counter()
+    found = []
+    for function in (photo_size, decode):
+        try:
+            given = function(path)
+            found.append(list(given if function is photo_size else given.shape))
+        except UnreadableError as error:
+            found.append(str(error))
+    results[path] = [*found, time.perf_counter() - start]
+print(json.dumps([results, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))
+"""
+
+
+def test_each_gives_pixels_or_a_reason_within_10_s_and_1_gb(corpus):
+    assert len(corpus) >= 200
+    names = "\0".join(map(str, corpus))
+    run = subprocess.run([sys.executable, "-c", DECODE], input=names, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    results, peak = json.loads(run.stdout)
+    assert len(results) == len(corpus)
+    assert peak < 10**9
+    for path, (size, decoded, seconds) in results.items():
+        assert seconds < 10, path
+        if isinstance(decoded, str):
+            assert decoded, path
+            assert "\n" not in decoded, path
+        else:
+            assert decoded == [*size, 3], path  # the header did not lie
+    read = {Path(path).name for path, (_, decoded, _) in results.items() if not isinstance(decoded, str)}
+    assert {name for name in odd_files() if name.startswith(("whole", "mode", "named", "naïve"))} <= read
+    assert {"1x5000.png", "5000x1.png", "animated.gif"} <= read
+    refused = {
+        Path(path).name: decoded for path, (_, decoded, _) in results.items() if isinstance(decoded, str)
+    }
+    assert "more than 80,000,000" in refused["bomb-9000.png"]
+    assert {"folder.png", "loop.png", "dangling.png", "nothing.jpg", "html.jpg"} <= refused.keys()
+
+
+def test_scoring_them_all_names_each_that_has_no_score(corpus):
+    model = create_model("compact", rngs=nnx.Rngs(0))
+    model.logits.kernel[...] = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32)
+    scorer = Scorer(model, RunConfig(buckets=3, max_pixels=40_000))
+    scores = scorer.score(corpus)
+    assert len(scores) == len(corpus)
+    for place, path in enumerate(corpus):
+        assert np.isnan(scores[place]) == (place in scorer.skipped), path
+    upright = [score for path, score in zip(corpus, scores, strict=True) if "orientation-" in path.name]
+    assert len(upright) == 9
+    assert len(set(upright)) == 1  # to the bit: the same pixels
