@@ -16,6 +16,7 @@ from tqdm import tqdm
 from spp_jax.compilation import DoesNotFitError, default_cache_dir, use_compilation_cache
 from spp_jax.config import UsageError
 from spp_jax.data import load_dataset
+from spp_jax.data.decoding import FORMATS
 from spp_jax.data.records import SPLITS, split_records
 from spp_jax.metrics import agreement
 from spp_jax.scoring import Scorer
@@ -88,13 +89,16 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
         records = split_records(records, options.split, protocol, fold)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    records, small = records.at_least(scorer.min_size)
+    records, dropped = records.at_least(scorer.min_size)
     if not len(records):
-        raise UsageError(f"--data {options.data}: every picture is smaller than the model takes")
+        raise UsageError(
+            f"--data {options.data}: no picture of {options.split} can be read and is large enough"
+        )
     with tqdm(total=len(records), unit="photo", desc="score", mininterval=1) as bar:
         scores, failed = scorer.score_records(records, progress=bar.update)
     smallest = "x".join(map(str, scorer.min_size))
-    skipped = unread | dict.fromkeys(small, f"is smaller than {smallest} pixels (height x width)")
+    too_small = f"is smaller than {smallest} pixels (height x width)"
+    skipped = {name: unread.get(name, too_small) for name in dropped}
     skipped |= {records.ids[index]: reason for index, reason in failed.items()}
     if len(failed) == len(records):
         _name_skipped(skipped)
@@ -133,7 +137,7 @@ def _score_photos(scorer: Scorer, options: Options) -> int:
 
 def _expand(paths: Iterable[Path]) -> Iterable[Path]:
     """Files as they are; of folders, all files whose name ends like a picture's, in order of name."""
-    endings = set(Image.registered_extensions()) - {".pdf", ".palm"}  # which Pillow only writes
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
     for path in paths:
         if not path.is_dir():
             yield path

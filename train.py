@@ -1,5 +1,6 @@
 """Train a judge of photographs. `python train.py --help` lists every option."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -131,17 +132,22 @@ def _parse(arguments: list[str] | None) -> Options:
 def _prepare(options: Options) -> Job:
     config = options.run
     smallest = create_model_shape(config)
-    records, skipped = load_dataset(
+    records, unread = load_dataset(
         config.data, options.data_dir, config.decoding, say=lambda text: print(text, file=sys.stderr)
     )
-    records, small = records.at_least(smallest)
-    skipped |= dict.fromkeys(small, f"is smaller than {smallest[0]}x{smallest[1]} pixels (height x width)")
-    try:
-        parts = {split: split_records(records, split, config.protocol, config.fold) for split in SPLITS}
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    too_small = f"is smaller than {smallest[0]}x{smallest[1]} pixels (height x width)"
+    parts, skipped = {}, {}
+    for split in SPLITS:  # before any picture is dropped: a part does not depend on what can be read
+        try:
+            whole = split_records(records, split, config.protocol, config.fold)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+        parts[split], dropped = whole.at_least(smallest)
+        if not len(parts[split]):
+            raise UsageError(f"no picture of {split} can be read and is at least {smallest}")
+        skipped |= {name: unread.get(name, too_small) for name in dropped}
     scaled = [at_scale(parts["train"].sizes, scale, smallest) for scale in config.scales]
-    plan = _plan(options, np.concatenate([records.sizes, *scaled]))
+    plan = _plan(options, np.concatenate([*(part.sizes for part in parts.values()), *scaled]))
     schedule = Schedule(
         parts["train"].sizes,
         plan,
@@ -198,15 +204,17 @@ def _dry_run(job: Job) -> int:
     step = step_executables(graph, optimizer, job.schedule.mean_batch, state, job.mesh)
     print(_describe(job))
     print("\n  bucket (h x w)   batch   pictures   batches/epoch   memory of a step   compiled in")
-    homes = job.schedule.plan.assign(job.parts["train"].sizes)
-    pictures = {bucket: int((homes == i).sum()) for i, bucket in enumerate(job.schedule.plan.buckets)}
+    epoch = list(job.schedule.steps(0, job.schedule.first_step(1)))
+    batches = collections.Counter(spec.bucket for spec in epoch)
+    pictures = collections.Counter()
+    for spec in epoch:
+        pictures[spec.bucket] += len(spec.rows)
 
     def line(bucket: Bucket, memory: str, seconds: str) -> None:
         height, width = bucket.shape
-        members = pictures[bucket]
         tqdm.write(
-            f"  {height:6d} x {width:<6d} {bucket.batch_size:6d} {members:10d}"
-            f" {math.ceil(members / bucket.batch_size):15d} {memory:>18s} {seconds:>13s}"
+            f"  {height:6d} x {width:<6d} {bucket.batch_size:6d} {pictures[bucket]:10d}"
+            f" {batches[bucket]:15d} {memory:>18s} {seconds:>13s}"
         )
 
     _compile({"step": (step, job.schedule.buckets)}, job.mesh, line)
@@ -231,6 +239,8 @@ def _train(job: Job, options: Options) -> int:
         print(f"skipped {name}: {reason}", file=sys.stderr)
     _check_share(len(skipped), pictures, config)
     with Checkpoints(folder) as checkpoints, interrupted, contextlib.ExitStack() as open_things:
+        # However the run ends: the list is wanted most where it ended early.
+        open_things.callback(lambda: write_skipped(folder / "skipped.csv", skipped) if skipped else None)
         start = 0
         if options.resume:
             start, state = _restore(checkpoints, about, state)

@@ -14,7 +14,7 @@ Without --photos, JPEG photographs of 0.2 to 2 megapixels are made from noise. P
 import dataclasses
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,9 +28,9 @@ import tyro
 from PIL import Image
 
 from spp_jax import plan_buckets
-from spp_jax.compilation import data_mesh, default_cache_dir, replicated, use_compilation_cache
+from spp_jax.compilation import data_mesh, default_cache_dir, over_rows, replicated, use_compilation_cache
 from spp_jax.config import Decoding, RunConfig
-from spp_jax.data.decoding import decode, photo_size
+from spp_jax.data.decoding import FORMATS, decode, photo_size
 from spp_jax.data.loading import load_batches
 from spp_jax.data.records import Records, photo_records
 from spp_jax.data.schedule import in_order
@@ -78,7 +78,7 @@ def make_photos(folder: Path, count: int) -> None:
 
 
 def find_photos(folder: Path, count: int) -> list[Path]:
-    endings = Image.registered_extensions()
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)[:count]
 
 
@@ -108,7 +108,7 @@ def appetite(records: Records, options: Options) -> Callable[[], None]:
     specs = in_order(records.sizes, plan_of(records, options))
     first = {spec.bucket: spec for spec in specs}
     batches = {
-        spec.bucket: jax.device_put(batch, replicated(mesh))
+        spec.bucket: jax.device_put(batch, over_rows(batch, mesh))
         for spec, batch, _ in load_batches(records, first.values())
     }
     state = jax.device_put(state, replicated(mesh))
@@ -149,7 +149,10 @@ def run(options: Options, folder: Path) -> None:
     records = records_of(paths * max(1, options.peak_only), decoding)
     if options.peak_only:
         drain(records, options)
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        # Not getrusage: its peak is that of the process that forked this one, where that was larger.
+        found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
+        assert found
+        print(int(found[1]) * 1024)
         return
     readable = [Path(name) for name in records.ids]
     megapixels = float(records.sizes.prod(axis=1).sum()) / 1e6

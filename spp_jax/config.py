@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Decoding", "RunConfig", "UsageError"]
+__all__ = ["ANY_SIZE", "Decoding", "RunConfig", "UsageError"]
 
 
 class UsageError(Exception):
@@ -29,7 +29,7 @@ class Decoding:
     """
 
     max_pixels: int | None = None
-    refuse_pixels: int = 80_000_000
+    refuse_pixels: int = 50_000_000
     background: tuple[int, int, int] = (255, 255, 255)
 
     def scaled(self, sizes: Any) -> np.ndarray:
@@ -38,7 +38,13 @@ class Decoding:
         if self.max_pixels is None:
             return sizes
         scale = np.sqrt(self.max_pixels / np.maximum(sizes.prod(axis=-1, keepdims=True), 1))
-        return np.where(scale < 1, np.maximum(np.floor(sizes * scale), 1), sizes).astype(np.int64)
+        scaled = np.maximum(np.floor(sizes * scale).astype(np.int64), 1)
+        scaled = np.maximum(np.minimum(scaled, self.max_pixels // scaled[..., ::-1]), 1)  # a line, shortened
+        return np.where(scale < 1, scaled, sizes)
+
+
+ANY_SIZE = Decoding(refuse_pixels=2**62)
+"""Refuses no size: for facts about pictures that are kept, whatever a later run refuses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +60,14 @@ class RunConfig:
     """Which of the protocol's splits, from 0."""
     max_pixels: int | None = None
     """Larger pictures are scaled down to this many pixels, their aspect ratio kept."""
-    refuse_pixels: int = 80_000_000
+    refuse_pixels: int = 50_000_000
     """Pictures of more pixels are skipped, from their header, before memory is taken for them."""
     min_side: int = 1
     """Pictures with a shorter side are skipped; the model may ask for more."""
     background: tuple[int, int, int] = (255, 255, 255)
     """sRGB, 0 to 255, under transparent pictures."""
     max_failed: float = 0.1
-    """A run stops when more than this share of the training pictures could not be read."""
+    """A run stops when more than this share of all pictures had to be skipped."""
     model: str = "compact"
     """Network: a name that spp_jax.list_models() gives."""
     levels: tuple[int, ...] = (1, 2, 4)

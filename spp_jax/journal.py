@@ -61,6 +61,7 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 
 def write_skipped(path: Path, skipped: dict[str, str]) -> None:
     """List the photographs that were skipped: columns ``photograph`` and ``reason``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["photograph", "reason"])

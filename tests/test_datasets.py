@@ -108,10 +108,10 @@ EXPECTED = {
         "3.jpg": (0.5, True, "3.jpg"),
     },
     "ava": {
-        "953619": ((5 * 38 + 2 + 15 + 68 + 36 * 6 + 15 * 7 + 48 + 45 + 10) / 124 / 9 - 1 / 9, True, "953619"),
-        "953958": ((10 + 14 + 45 + 104 + 130 + 126 + 70 + 64 + 9 + 20) / 126 / 9 - 1 / 9, False, "953958"),
-        "954113": ((17 / 3 - 1) / 9, True, "954113"),
-        "954184": (4 / 9, False, "954184"),  # a mean of exactly 5 is not above 5
+        "953619": ((2 + 15 + 68 + 190 + 216 + 105 + 48 + 45 + 10) / 1240, True, "953619"),
+        "953958": ((10 + 14 + 45 + 104 + 130 + 126 + 70 + 64 + 9 + 20) / 1260, False, "953958"),
+        "954113": (17 / 30, True, "954113"),
+        "954184": (0.5, False, "954184"),  # a mean of exactly 5 is not above 5
     },
     "savoias": {
         "objects/b.png": (0.9, True, "objects/b.png"),
@@ -190,7 +190,7 @@ def test_votes_and_official_splits_are_the_sources(download, tmp_path):
         ("live_iqa", "dmos.mat", "dmos.mat is missing in .*live_iqa. Put there: LIVE IQA release 2"),
         ("live_iqa", "wn", "wn is missing in"),
         ("live_iqa", "jpeg/img1.bmp", "1 of 5 pictures are missing in .*, such as jpeg/img1.bmp"),
-        ("live_iqa", "jpeg/img2.bmp", "10 scores, 10 names of references, and folders for 9 pictures"),
+        ("live_iqa", "jpeg/img2.bmp", r"10 scores, .* jp2k 2 \(of 227\), jpeg 1 \(of 233\)"),
         ("live_wild", "Data/AllMOS_release.mat", "AllMOS_release.mat is missing"),
         ("live_wild", "Images/4.bmp", "1 of 3 pictures are missing in .*, such as Images/4.bmp"),
         ("koniq10k", "koniq10k_scores_and_distributions.csv", "distributions.csv is missing"),
@@ -229,10 +229,28 @@ def test_pictures_that_cannot_be_read_are_named_and_the_others_served(download, 
     (folder / "a.jpg").write_bytes(b"text")
     for _ in ("preparing", "prepared"):
         records, skipped, _ = load("savoias", tmp_path)
-        assert records.ids == ("objects/b.png",)
+        assert records.ids == ("objects/b.png", "scenes/a.jpg")
+        assert records.sizes.tolist() == [[12, 20], [0, 0]]
         assert skipped == {"scenes/a.jpg": "is no picture in a format that can be read"}
-    with pytest.raises(UsageError, match="not one of the 2 pictures"):
-        load("savoias", tmp_path, Decoding(refuse_pixels=239))
+    records, skipped, _ = load("savoias", tmp_path, Decoding(refuse_pixels=239))
+    assert not records.sizes.any()
+    assert skipped["objects/b.png"] == "has 240 pixels, more than 239"
+
+
+@pytest.mark.parametrize("counts", ["", "x,1,1,1,1", "0,0,0,0,0", "1,1"])
+def test_a_broken_line_of_koniq_is_named(counts, download, tmp_path):
+    folder = download("koniq10k")
+    with (folder / "koniq10k_scores_and_distributions.csv").open("a") as file:
+        file.write(f"0.jpg,{counts}\n")
+    with pytest.raises(UsageError, match=r"distributions\.csv, line 6: c1 to c5 are no counts of votes"):
+        load("koniq10k", tmp_path)
+
+
+def test_annotations_that_name_no_picture_are_refused(download, tmp_path):
+    folder = download("ava")
+    (folder / "AVA.txt").write_text("")
+    with pytest.raises(UsageError, match="name no picture: they are empty or cut short"):
+        load("ava", tmp_path)
 
 
 def test_sizes_are_those_after_exif_and_scaling_down(download, tmp_path):
@@ -316,6 +334,7 @@ class TestFolder:
             (["file,score", "a.png,0.1", "b.png,nan"], "line 3: the score nan is not in 0 to 1"),
             (["file,score", "a.png,7"], "line 2: the score 7 is not in 0 to 1; scale"),
             (["file,score", "a.png,0.1", "a.png,0.2"], "line 3: a.png is on line 2 already"),
+            (["file,score", "a.png,0.1", "./x/../a.png,0.2"], "line 3: a.png is on line 2 already"),
             (["file,score", "a.png"], "line 2: other fields than the heading's 2"),
             (["file,score", "a.png,0.1,0.2"], "line 2: other fields than the heading's 2"),
             (["file,score", ",0.1"], "line 2: no file is named"),
@@ -338,7 +357,8 @@ class TestFolder:
         (folder / "broken.png").write_bytes(b"x")
         self.write(folder, self.GOOD + "gone.png,0.5\nbroken.png,0.5\n")
         records, skipped, _ = load("folder", folder)
-        assert len(records) == 2
+        assert records.ids[:2] == ("broken.png", "gone.png")
+        assert records.sizes.tolist() == [[0, 0], [0, 0], [12, 20], [13, 20]]
         assert skipped == {
             "gone.png": "scores.csv, line 4: there is no such file",
             "broken.png": "scores.csv, line 5: is no picture in a format that can be read",
@@ -371,7 +391,7 @@ class TestScanning:
         opened = []
         real = Image.open
         monkeypatch.setattr(
-            Image, "open", lambda file, *args: (opened.append(str(file)), real(file, *args))[1]
+            Image, "open", lambda file, **options: (opened.append(str(file)), real(file, **options))[1]
         )
         second, _, _ = load("folder", folder)
         assert not opened

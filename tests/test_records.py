@@ -61,7 +61,7 @@ def test_the_official_split_is_the_sources_and_lacking_validation_takes_a_tenth_
         (("test", "fold", 0), "protocol 'fold' is unknown; known are folds, random, official"),
         (("test", "folds", 5), "fold 5 is unknown: folds numbers them 0 to 4"),
         (("test", "random", -1), "fold -1 is unknown: random numbers them 0 to 9"),
-        (("test", "official", 0), "no official split of this data set: --protocol folds or random"),
+        (("test", "official", 0), "no official split of this data set, or its file is missing: --protocol"),
     ],
 )
 def test_what_is_unknown_is_told_the_known(arguments, said):

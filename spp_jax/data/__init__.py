@@ -1,5 +1,6 @@
 """Records in, batches out. A data set is a folder here, and its name in the list."""
 
+import contextlib
 import functools
 import importlib
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spp_jax.config import Decoding, UsageError
+from spp_jax.config import ANY_SIZE, Decoding, UsageError
 from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import UnreadableError, photo_size
 from spp_jax.data.folder import load_folder
@@ -37,7 +38,8 @@ def load_dataset(
         say: told in a line what takes long.
 
     Returns:
-        The records, and the reason for each picture that is in the data set and cannot be read.
+        The records, and by id the reason for each picture that cannot be read: its size is 0. It stays
+        among the records, so that how these are split does not depend on what can be read today.
 
     Raises:
         UsageError: the name is unknown, or something that the data set needs is not there.
@@ -80,28 +82,24 @@ def _built(
         return source[place]["image"]
 
     ids, raw = fields["id"], np.stack([fields["height"], fields["width"]], axis=1)
-    skipped = {}
-    kept = []
-    for place in np.argsort(ids):
+    order, skipped = np.argsort(ids), {}
+    for place in order:
         pixels = int(raw[place].prod())
         if not pixels:
-            skipped[str(ids[place])] = _reason(photo(int(place)))
+            skipped[str(ids[place])] = _reason(photo(int(place)), builder.data_dir)
         elif pixels > decoding.refuse_pixels:
             skipped[str(ids[place])] = f"has {pixels:,} pixels, more than {decoding.refuse_pixels:,}"
-        else:
-            kept.append(int(place))
-    if not kept:
-        raise UsageError(f"not one of the {len(ids)} pictures of {builder.name} can be read")
-    splits = tuple(fields["split"][kept].tolist())
+            raw[place] = 0
+    splits = tuple(fields["split"][order].tolist())
     records = Records(
-        ids=tuple(ids[kept].tolist()),
-        sizes=decoding.scaled(raw[kept]),
-        photo=lambda i: photo(kept[i]),
-        scores=fields["score"][kept],
-        good=fields["good"][kept],
-        groups=tuple(fields["group"][kept].tolist()),
+        ids=tuple(ids[order].tolist()),
+        sizes=decoding.scaled(raw[order]),
+        photo=lambda i: photo(int(order[i])),
+        scores=fields["score"][order],
+        good=fields["good"][order],
+        groups=tuple(fields["group"][order].tolist()),
         splits=splits if all(splits) else (),
-        histograms=fields["votes"][kept] if "votes" in fields else None,
+        histograms=fields["votes"][order] if "votes" in fields else None,
         decoding=decoding,
     )
     return records, skipped
@@ -117,16 +115,17 @@ def _index(source: Any, path: Path) -> dict[str, np.ndarray]:
         del row["image"]
         rows.append({name: v.decode() if isinstance(v, bytes) else v for name, v in row.items()})
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
-    write_columns(path, _INDEX_FORM, columns)
+    with contextlib.suppress(OSError):  # then they are read anew each time
+        write_columns(path, _INDEX_FORM, columns)
     return columns
 
 
-def _reason(photo: bytes) -> str:
+def _reason(photo: bytes, prepared: Any) -> str:
     try:
-        photo_size(photo)
+        photo_size(photo, ANY_SIZE)
     except UnreadableError as error:
         return str(error) if photo else "there is no such file, or it is empty"
-    return "could not be read when the data set was prepared"
+    return f"could not be read when the data set was prepared: remove {prepared} to prepare it anew"
 
 
 _DATASETS: dict[str, Callable[..., tuple[Records, dict[str, str]]]] = {

@@ -24,10 +24,21 @@ except ModuleNotFoundError:
 else:
     pillow_heif.register_heif_opener()
 
-__all__ = ["Photo", "UnreadableError", "decode", "photo_name", "photo_size", "resize"]
+__all__ = ["FORMATS", "Photo", "UnreadableError", "decode", "photo_name", "photo_size", "resize"]
 
 Photo: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 """A file, a file's bytes, an opened picture, or uint8 pixels ``[height, width, 3]``."""
+
+Image.init()  # now: done by several threads at first use, one may find a format not registered yet
+FORMATS = tuple(
+    name
+    for name in (
+        *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF"),
+        *("PPM", "TGA", "ICO", "PCX"),
+    )
+    if name in Image.OPEN
+)
+"""What is read. Not everything that Pillow can open: some formats run other programs on the file."""
 
 _TO_UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,13 +90,16 @@ def decode(photo: Photo, decoding: Decoding = Decoding()) -> np.ndarray:  # noqa
         if isinstance(photo, np.ndarray):
             return resize(_checked_pixels(photo), decoding.scaled(photo.shape[:2]))
         with _open(photo) as picture:
-            size = tuple(decoding.scaled(_upright_size(picture, decoding)).tolist())
+            height, width = decoding.scaled(_upright_size(picture, decoding)).tolist()
             orientation = _orientation(picture)
-            _draft(picture, size[::-1] if orientation in _SWAPPED else size)
-            upright = _to_srgb(picture, decoding.background)
-            if orientation in _TO_UPRIGHT:
-                upright = upright.transpose(_TO_UPRIGHT[orientation])
-            return resize(np.asarray(upright), size)
+            size = (height, width) if orientation in _SWAPPED else (width, height)
+            if size[0] < picture.width:  # a JPEG decoder can give a half, quarter or eighth
+                picture.draft(None, (2 * size[0], 2 * size[1]))  # pyright: ignore[reportArgumentType]
+            picture = _to_srgb(picture, decoding.background)
+        picture = _resized(picture, size)
+        if orientation in _TO_UPRIGHT:
+            picture = picture.transpose(_TO_UPRIGHT[orientation])
+        return np.asarray(picture)
     except Exception as error:  # decoders raise anything on odd bytes; none may end a long run
         raise _unreadable(error) from None
 
@@ -95,24 +109,32 @@ def resize(pixels: np.ndarray, size: Any) -> np.ndarray:
     height, width = map(int, size)
     if pixels.shape[:2] == (height, width):
         return pixels
-    picture = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3)
-    return np.asarray(picture)
+    return np.asarray(_resized(Image.fromarray(pixels), (width, height)))
+
+
+def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    if picture.size == size:
+        return picture
+    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
 
 
 def _open(photo: Any) -> Image.Image:
     if isinstance(photo, Image.Image):
         return photo.copy()  # the caller's stays open
     if isinstance(photo, bytes):
-        return Image.open(io.BytesIO(photo))
+        return Image.open(io.BytesIO(photo), formats=FORMATS)
     path = Path(photo)
     if not path.is_file():
         raise UnreadableError("is no file" if path.exists() else "there is no such file")
-    return Image.open(path)
+    return Image.open(path, formats=FORMATS)
 
 
 def _orientation(picture: Image.Image) -> int:
-    try:
-        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    """Of the file; 1 where Pillow turns the picture by itself, as it does with TIFF."""
+    if picture.format == "TIFF":
+        return 1
+    try:  # the base class's: PNG's own decodes the whole picture, looking for EXIF behind the pixels
+        return Image.Image.getexif(picture).get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF says nothing, whatever Pillow raises over it; the picture stands
         return 1
 
@@ -122,13 +144,6 @@ def _upright_size(picture: Image.Image, decoding: Decoding) -> tuple[int, int]:
     if width * height > decoding.refuse_pixels:
         raise UnreadableError(f"has {width}x{height} pixels, more than {decoding.refuse_pixels:,}")
     return (width, height) if _orientation(picture) in _SWAPPED else (height, width)
-
-
-def _draft(picture: Image.Image, size: tuple[int, ...]) -> None:
-    """Let a JPEG decoder give a half, quarter or eighth, if twice what is wanted remains."""
-    height, width = size
-    if width < picture.width:
-        picture.draft(None, (2 * width, 2 * height))  # pyright: ignore[reportArgumentType]  # None: its mode
 
 
 def _to_srgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -156,7 +171,7 @@ def _to_srgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Im
         base = Image.new("RGB", picture.size, background)
         base.paste(picture, mask=picture.getchannel("A"))
         return base
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _by_profile(picture: Image.Image, profile: bytes) -> Image.Image:

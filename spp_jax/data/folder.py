@@ -7,6 +7,7 @@ The CSV is `scores.csv`, or the only CSV there. Its columns are ``file`` (relati
 
 import csv
 import math
+import posixpath
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -43,7 +44,7 @@ class Row(NamedTuple):
 def load_folder(
     folder: Path, decoding: Decoding, say: Callable[[str], None]
 ) -> tuple[Records, dict[str, str]]:
-    """The records of a folder, ordered by file, and the reason for each picture that cannot be read.
+    """The records of a folder, ordered by file, and the reason for each picture that cannot be read (size 0).
 
     Raises:
         UsageError: there is no folder or CSV, or a line of it is not what it should be.
@@ -53,18 +54,15 @@ def load_folder(
     paths = [folder / row.file for row in rows]
     sizes, reasons = scan_sizes(paths, decoding, folder / ".spp_jax-sizes.npz", say)
     skipped = {rows[i].file: f"{table.name}, line {rows[i].line}: {why}" for i, why in reasons.items()}
-    kept = [i for i in range(len(rows)) if i not in reasons]
-    if not kept:
-        raise UsageError(f"{table}: not one of its {len(rows)} pictures can be read")
-    scores = np.array([rows[i].score for i in kept], np.float32)
+    scores = np.array([row.score for row in rows], np.float32)
     records = Records(
-        ids=tuple(rows[i].file for i in kept),
-        sizes=decoding.scaled(sizes[kept]),
-        photo=lambda i: paths[kept[i]],
+        ids=tuple(row.file for row in rows),
+        sizes=decoding.scaled(sizes),
+        photo=paths.__getitem__,
         scores=scores,
         good=scores >= 0.5,
-        groups=tuple(rows[i].group for i in kept),
-        splits=tuple(rows[i].split for i in kept) if rows[0].split else (),
+        groups=tuple(row.group for row in rows),
+        splits=tuple(row.split for row in rows) if rows[0].split else (),
         decoding=decoding,
     )
     return records, skipped
@@ -127,6 +125,7 @@ def _row(where: str, line: int, fields: dict[str, str]) -> Row:
         raise UsageError(f"{where}: the score {text} is not in 0 to 1; scale the column to that")
     if not name:
         raise UsageError(f"{where}: no file is named")
+    name = posixpath.normpath(name)
     split = fields.pop("split", None)
     if split is not None and split not in SPLITS:
         raise UsageError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")

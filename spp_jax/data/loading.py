@@ -20,7 +20,7 @@ from spp_jax.padded import Padded, pad_batch
 
 __all__ = ["Batch", "Loaded", "abstract_batch", "load_batches"]
 
-_AHEAD = 4  # batches decoded before they are asked for
+_AHEAD = 4  # batches decoded before they are asked for, where there are not more workers
 
 
 class Batch(NamedTuple):
@@ -97,12 +97,13 @@ def load_batches(
     """
     if not 0 <= host < hosts or devices % hosts:
         raise ValueError(f"host {host} of {hosts} cannot have its share of the rows of {devices} devices")
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1, "decode") as pool:
+    workers = workers or os.cpu_count() or 1
+    with ThreadPoolExecutor(workers, "decode") as pool:
         waiting = deque()
         try:
             for spec in specs:
                 waiting.append(pool.submit(_load, records, spec, devices, host, hosts))
-                if len(waiting) > _AHEAD:
+                if len(waiting) > max(_AHEAD, workers):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

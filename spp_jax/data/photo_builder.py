@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from spp_jax.config import UsageError
+from spp_jax.config import ANY_SIZE, UsageError
 from spp_jax.data.decoding import UnreadableError, photo_size
 
 __all__ = ["Example", "MissingFilesError", "PhotoBuilder", "find"]
@@ -92,6 +92,8 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
                 digest.update(f"{about.st_size} {about.st_mtime_ns}".encode())
             except OSError:
                 missing.append(str(example.photo.relative_to(folder)))
+        if not count:
+            raise UsageError(f"the annotation files in {folder} name no picture: they are empty or cut short")
         if len(missing) > _MOST_MISSING * count:
             raise MissingFilesError(
                 f"{len(missing)} of {count} pictures are missing in {folder}, such as "
@@ -127,7 +129,7 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
         for example in self.examples(folder):
             photo = example.photo
             try:
-                height, width = photo_size(photo)
+                height, width = photo_size(photo, ANY_SIZE)
             except UnreadableError:
                 height = width = 0
             if isinstance(photo, Path):

@@ -23,7 +23,8 @@ class Records:
 
     Attributes:
         ids: a unique name of each.
-        sizes: int64 ``[n, 2]``, height and width in pixels as ``decoding`` will give them.
+        sizes: int64 ``[n, 2]``, height and width in pixels as ``decoding`` will give them; 0 where it is
+            known that it will not.
         photo: gives picture ``i`` in a form that :func:`spp_jax.data.decoding.decode` takes.
         scores: float32 ``[n]`` in [0, 1], NaN where there is no label.
         good: bool ``[n]``: what the source calls a good picture; most often a score of at least 0.5.
@@ -103,7 +104,9 @@ def split_records(records: Records, split: str, protocol: str, number: int) -> R
     if not 0 <= number < PROTOCOLS[protocol]:
         raise ValueError(f"fold {number} is unknown: {protocol} numbers them 0 to {PROTOCOLS[protocol] - 1}")
     if protocol == "official" and not records.splits:
-        raise ValueError("there is no official split of this data set: --protocol folds or random")
+        raise ValueError(
+            "there is no official split of this data set, or its file is missing: --protocol folds or random"
+        )
     parts = _official(records) if protocol == "official" else _by_group(records, protocol, number)
     places = [i for i, part in enumerate(parts) if part == split]
     if not places:

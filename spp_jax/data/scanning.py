@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from spp_jax.config import Decoding
+from spp_jax.config import ANY_SIZE, Decoding
 from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import UnreadableError, photo_size
 
@@ -36,7 +36,6 @@ def scan_sizes(
         Sizes, int64 ``[n, 2]``, 0 where a picture cannot be read; and the reasons, by index.
     """
     known = _read(cache)
-    anything = Decoding(refuse_pixels=2**62)
 
     def scan(path: Path) -> tuple[tuple[str, int, int], tuple[int, int] | str]:
         try:
@@ -47,7 +46,7 @@ def scan_sizes(
         if key in known:
             return key, known[key]
         try:
-            return key, photo_size(path, anything)
+            return key, photo_size(path, ANY_SIZE)
         except UnreadableError as error:
             return key, str(error)
 

@@ -12,7 +12,7 @@ _TEST = "aesthetics_image_lists/generic_test.jpgl"
 
 
 class Builder(PhotoBuilder):
-    """The score is the mean vote as (mean - 1) / 9; good is a mean above 5, as the literature has it."""
+    """The score is the mean vote / 10; good is a mean above 5, as the literature has it, so above .5."""
 
     NEEDS = (
         f"AVA.txt, the folder images (or image) with ID.jpg, and {_TEST} for the official split "
@@ -41,4 +41,4 @@ class Builder(PhotoBuilder):
                 raise UsageError(f"{table}, line {line}: {len(counts)} counts of votes instead of ten")
             split = "" if test is None else "test" if name in test else "train"
             votes = tuple(count / sum(counts) for count in counts)
-            yield Example(name, images / f"{name}.jpg", (mean - 1) / 9, mean > 5, name, split, votes)
+            yield Example(name, images / f"{name}.jpg", mean / 10, mean > 5, name, split, votes)

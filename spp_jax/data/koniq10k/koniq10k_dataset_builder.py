@@ -29,10 +29,14 @@ class Builder(PhotoBuilder):
         images = find(folder, "1024x768", "512x384", needs=cls.NEEDS)
         sets = folder / "koniq10k_distributions_sets.csv"
         parts = {row["image_name"]: row["set"] for row in _rows(sets, "image_name", "set")}
-        for row in _rows(table, "image_name", *(f"c{mark}" for mark in range(1, 6))):
+        rows = _rows(table, "image_name", *(f"c{mark}" for mark in range(1, 6)))
+        for line, row in enumerate(rows, 2):
             name = row["image_name"]
-            counts = [float(row[f"c{mark}"]) for mark in range(1, 6)]
-            votes = tuple(count / sum(counts) for count in counts)
+            try:
+                counts = [float(row[f"c{mark}"]) for mark in range(1, 6)]
+                votes = tuple(count / sum(counts) for count in counts)
+            except (TypeError, ValueError, ZeroDivisionError):
+                raise UsageError(f"{table}, line {line}: c1 to c5 are no counts of votes") from None
             score = sum(mark * share for mark, share in enumerate(votes)) / 4
             split = _PARTS.get(parts.get(name, ""), "")
             if parts and not split:

@@ -11,7 +11,8 @@ from spp_jax.data.photo_builder import Example, PhotoBuilder, find
 
 __all__ = ["Builder"]
 
-_KINDS = ("jp2k", "jpeg", "wn", "gblur", "fastfading")  # in the order of the score file
+# In the order of the score file, with the pictures of each in the release.
+_KINDS = {"jp2k": 227, "jpeg": 233, "wn": 174, "gblur": 174, "fastfading": 174}
 
 
 class Builder(PhotoBuilder):
@@ -28,17 +29,15 @@ class Builder(PhotoBuilder):
         """Of each kind in turn, as the score file has them; undamaged copies (`orgs`) are left out."""
         scores = scipy.io.loadmat(find(folder, "dmos.mat", needs=cls.NEEDS))
         names = scipy.io.loadmat(find(folder, "refnames_all.mat", needs=cls.NEEDS))
-        pictures = [
-            (kind, number)
-            for kind in _KINDS
-            for number in range(1, _pictures(find(folder, kind, needs=cls.NEEDS)) + 1)
-        ]
+        found = {kind: _pictures(find(folder, kind, needs=cls.NEEDS)) for kind in _KINDS}
+        pictures = [(kind, number) for kind, last in found.items() for number in range(1, last + 1)]
         dmos, originals = (np.asarray(scores[key], float).ravel() for key in ("dmos", "orgs"))
         references = [str(cell.item()) for cell in names["refnames_all"].ravel()]
         if not len(dmos) == len(originals) == len(references) == len(pictures):
+            there = ", ".join(f"{kind} {found[kind]} (of {whole})" for kind, whole in _KINDS.items())
             raise UsageError(
                 f"LIVE IQA in {folder} does not fit together: {len(dmos)} scores, {len(references)} names "
-                f"of references, and folders for {len(pictures)} pictures"
+                f"of references, and pictures up to these numbers: {there}"
             )
         for (kind, number), value, original, reference in zip(
             pictures, dmos, originals, references, strict=True
