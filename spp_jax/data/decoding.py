@@ -24,7 +24,7 @@ except ModuleNotFoundError:
 else:
     pillow_heif.register_heif_opener()
 
-__all__ = ["FORMATS", "Photo", "UnreadableError", "decode", "photo_name", "photo_size", "resize"]
+__all__ = ["FORMATS", "Photo", "UnreadableError", "decode", "photo_name", "photo_size"]
 
 Photo: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray"
 """A file, a file's bytes, an opened picture, or uint8 pixels ``[height, width, 3]``."""
@@ -80,42 +80,54 @@ def photo_size(photo: Photo, decoding: Decoding = Decoding()) -> tuple[int, int]
     return height, width
 
 
-def decode(photo: Photo, decoding: Decoding = Decoding()) -> np.ndarray:  # noqa: B008  # frozen
-    """The pixels, uint8 ``[height, width, 3]``.
+def decode(
+    photo: Photo,
+    decoding: Decoding = Decoding(),  # noqa: B008  # frozen
+    *,
+    recorded: tuple[int, int] | None = None,
+    size: tuple[int, int] | None = None,
+    mirrored: bool = False,
+    turned: bool = False,
+) -> np.ndarray:
+    """The pixels, uint8 ``[height, width, 3]``; ``[width, height, 3]`` of a turned picture.
+
+    Args:
+        photo: what to decode.
+        decoding: how.
+        recorded: the (height, width) that :func:`photo_size` gave when the collection was recorded.
+        size: the (height, width) wanted, antialiased; None: as the policy gives it.
+        mirrored: left to right.
+        turned: with its axes swapped, after all else.
 
     Raises:
-        UnreadableError: whatever went wrong: no file, no picture, truncated, too large.
+        UnreadableError: whatever went wrong: no file, no picture, truncated, too large, not as recorded.
     """
     try:
         if isinstance(photo, np.ndarray):
-            return resize(_checked_pixels(photo), decoding.scaled(photo.shape[:2]))
+            photo = Image.fromarray(_checked_pixels(photo))
         with _open(photo) as picture:
             height, width = decoding.scaled(_upright_size(picture, decoding)).tolist()
+            if recorded is not None and (height, width) != tuple(recorded):
+                raise UnreadableError(
+                    f"is {height}x{width} pixels (height x width), but was recorded as "
+                    f"{recorded[0]}x{recorded[1]}"
+                )
+            height, width = size or (height, width)
             orientation = _orientation(picture)
-            size = (height, width) if orientation in _SWAPPED else (width, height)
-            if size[0] < picture.width:  # a JPEG decoder can give a half, quarter or eighth
-                picture.draft(None, (2 * size[0], 2 * size[1]))  # pyright: ignore[reportArgumentType]
+            stored = (height, width) if orientation in _SWAPPED else (width, height)
+            if stored[0] < picture.width:  # a JPEG decoder can give a half, quarter or eighth
+                picture.draft(None, (2 * stored[0], 2 * stored[1]))  # pyright: ignore[reportArgumentType]
             picture = _to_srgb(picture, decoding.background)
-        picture = _resized(picture, size)
-        if orientation in _TO_UPRIGHT:
-            picture = picture.transpose(_TO_UPRIGHT[orientation])
+        if picture.size != stored:
+            picture = picture.resize(stored, Image.Resampling.LANCZOS, reducing_gap=3)
+        moves = [_TO_UPRIGHT.get(orientation)]
+        moves += [Image.Transpose.FLIP_LEFT_RIGHT if mirrored else None]
+        moves += [Image.Transpose.TRANSPOSE if turned else None]
+        for move in moves:  # by Pillow: NumPy takes ten times as long, three bytes at a time
+            picture = picture if move is None else picture.transpose(move)
         return np.asarray(picture)
     except Exception as error:  # decoders raise anything on odd bytes; none may end a long run
         raise _unreadable(error) from None
-
-
-def resize(pixels: np.ndarray, size: Any) -> np.ndarray:
-    """Pixels uint8 ``[height, width, 3]`` at another (height, width), antialiased."""
-    height, width = map(int, size)
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    return np.asarray(_resized(Image.fromarray(pixels), (width, height)))
-
-
-def _resized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    if picture.size == size:
-        return picture
-    return picture.resize(size, Image.Resampling.LANCZOS, reducing_gap=3)
 
 
 def _open(photo: Any) -> Image.Image:

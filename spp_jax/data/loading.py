@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from spp_jax.buckets import Bucket
 from spp_jax.compilation import abstract, over_rows
-from spp_jax.data.decoding import UnreadableError, decode, resize
+from spp_jax.data.decoding import UnreadableError, decode
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import BatchSpec
 from spp_jax.padded import Padded, pad_batch
@@ -126,18 +126,17 @@ def _load(records: Records, spec: BatchSpec, devices: int, host: int, hosts: int
     members = list(zip(spec.rows, spec.mirrored, spec.sizes, strict=True))[mine]
     for row, (index, mirrored, size) in enumerate(members):
         try:
-            picture = decode(records.photo(index), records.decoding)
-            if picture.shape[:2] != tuple(records.sizes[index]):
-                raise UnreadableError(
-                    f"is {picture.shape[0]}x{picture.shape[1]} pixels (height x width), but was "
-                    f"recorded as {records.sizes[index][0]}x{records.sizes[index][1]}"
-                )
+            pictures[row] = decode(
+                records.photo(index),
+                records.decoding,
+                recorded=tuple(records.sizes[index].tolist()),
+                size=size,
+                mirrored=mirrored,
+                turned=spec.turned,
+            )
         except UnreadableError as error:
             failed[index] = str(error)
             continue
-        picture = resize(picture, size)
-        picture = picture[:, ::-1] if mirrored else picture
-        pictures[row] = picture.swapaxes(0, 1) if spec.turned else picture
         scores[row], good[row], weights[row] = records.scores[index], records.good[index], 1
     images: Any = pad_batch(pictures, spec.bucket.shape)
     if spec.bucket.both_orientations:
