@@ -199,14 +199,15 @@ class TestTrain:
         assert re.search(r"[34] of 40 pictures had to be skipped, more than --max-failed 0.05 allows", said)
         with Checkpoints(tmp_path / "run") as checkpoints:
             assert checkpoints.latest_step() is not None
-        monkeypatch.setitem(
-            spp_jax.data._DATASETS, "noise", lambda *_: (RECORDS, {f"n{i}": "?" for i in "abc"})
-        )
+        unread = dataclasses.replace(RECORDS, sizes=RECORDS.sizes * (np.arange(40) >= 3)[:, None])
+        reasons = dict.fromkeys(RECORDS.ids[:3], "?")
+        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (unread, reasons))
         status, _, said = call(train, *QUICK, "--out", tmp_path / "other", "--max-failed", 0.05)
         assert status == 1
-        assert "skipped na: ?" in said
-        assert "3 of 43 pictures had to be skipped" in said
+        assert "skipped noise-002: ?" in said
+        assert "3 of 40 pictures had to be skipped" in said
 
+    @pytest.mark.slow
     def test_trains_on_and_evaluates_a_users_own_folder(self, call, tmp_path):
         folder = tmp_path / "mine"
         folder.mkdir()
@@ -423,7 +424,7 @@ sys.exit(train.main(sys.argv[1:]))
         assert process.returncode == 0, said
         return folder
 
-    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_ends_with_bit_equal_parameters(self, uninterrupted, cache, tmp_path, number):
         folder = tmp_path / "run"
         status, _ = self.interrupt(folder, cache, number)
