@@ -89,16 +89,13 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
         records = split_records(records, options.split, protocol, fold)
     except ValueError as error:
         raise UsageError(str(error)) from None
-    records, dropped = records.at_least(scorer.min_size)
+    records, skipped = records.usable(scorer.min_size, unread)
     if not len(records):
         raise UsageError(
             f"--data {options.data}: no picture of {options.split} can be read and is large enough"
         )
     with tqdm(total=len(records), unit="photo", desc="score", mininterval=1) as bar:
         scores, failed = scorer.score_records(records, progress=bar.update)
-    smallest = "x".join(map(str, scorer.min_size))
-    too_small = f"is smaller than {smallest} pixels (height x width)"
-    skipped = {name: unread.get(name, too_small) for name in dropped}
     skipped |= {records.ids[index]: reason for index, reason in failed.items()}
     if len(failed) == len(records):
         _name_skipped(skipped)

@@ -135,17 +135,16 @@ def _prepare(options: Options) -> Job:
     records, unread = load_dataset(
         config.data, options.data_dir, config.decoding, say=lambda text: print(text, file=sys.stderr)
     )
-    too_small = f"is smaller than {smallest[0]}x{smallest[1]} pixels (height x width)"
     parts, skipped = {}, {}
     for split in SPLITS:  # before any picture is dropped: a part does not depend on what can be read
         try:
             whole = split_records(records, split, config.protocol, config.fold)
         except ValueError as error:
             raise UsageError(str(error)) from None
-        parts[split], dropped = whole.at_least(smallest)
+        parts[split], dropped = whole.usable(smallest, unread)
         if not len(parts[split]):
             raise UsageError(f"no picture of {split} can be read and is at least {smallest}")
-        skipped |= {name: unread.get(name, too_small) for name in dropped}
+        skipped |= dropped
     scaled = [at_scale(parts["train"].sizes, scale, smallest) for scale in config.scales]
     plan = _plan(options, np.concatenate([*(part.sizes for part in parts.values()), *scaled]))
     schedule = Schedule(

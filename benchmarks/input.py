@@ -33,7 +33,7 @@ from spp_jax.config import Decoding, RunConfig
 from spp_jax.data.decoding import FORMATS, decode, photo_size
 from spp_jax.data.loading import load_batches
 from spp_jax.data.records import Records, photo_records
-from spp_jax.data.schedule import in_order
+from spp_jax.data.schedule import BatchSpec, in_order
 from spp_jax.training import create_optimizer, create_state, step_executables
 
 SCAN, PILLOW, DECODE, PIPELINE, STEP = (
@@ -89,23 +89,22 @@ def records_of(paths: list[Path], decoding: Decoding) -> Records:
     return dataclasses.replace(records, scores=np.zeros(len(records), np.float32))
 
 
-def drain(records: Records, options: Options) -> None:
-    for _ in load_batches(records, in_order(records.sizes, plan_of(records, options))):
+def specs_of(records: Records, options: Options) -> list[BatchSpec]:
+    config = RunConfig(buckets=options.buckets, pixels_per_step=options.pixels_per_step)
+    return in_order(records.sizes, plan_buckets(records.sizes, **config.bucketing))
+
+
+def drain(records: Records, specs: list[BatchSpec]) -> None:
+    for _ in load_batches(records, specs):
         pass
 
 
-def plan_of(records: Records, options: Options):
-    config = RunConfig(buckets=options.buckets, pixels_per_step=options.pixels_per_step)
-    return plan_buckets(records.sizes, **config.bucketing)
-
-
-def appetite(records: Records, options: Options) -> Callable[[], None]:
+def appetite(records: Records, specs: list[BatchSpec]) -> Callable[[], None]:
     """An epoch of training steps on batches that are on the device already."""
     config, mesh = RunConfig(), data_mesh()
     optimizer = create_optimizer(config, 1000)
     graph, state = create_state(config, optimizer)
     step = step_executables(graph, optimizer, 8.0, state, mesh)
-    specs = in_order(records.sizes, plan_of(records, options))
     first = {spec.bucket: spec for spec in specs}
     batches = {
         spec.bucket: jax.device_put(batch, over_rows(batch, mesh))
@@ -147,8 +146,9 @@ def run(options: Options, folder: Path) -> None:
     decoding = Decoding(max_pixels=options.max_pixels)
     paths = find_photos(folder, options.count)
     records = records_of(paths * max(1, options.peak_only), decoding)
+    specs = specs_of(records, options)
     if options.peak_only:
-        drain(records, options)
+        drain(records, specs)
         # Not getrusage: its peak is that of the process that forked this one, where that was larger.
         found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
         assert found
@@ -174,8 +174,8 @@ def run(options: Options, folder: Path) -> None:
         SCAN: each(photo_size),
         PILLOW: plain,
         DECODE: each(decode),
-        PIPELINE: lambda: drain(records, options),
-        STEP: appetite(records, options),
+        PIPELINE: lambda: drain(records, specs),
+        STEP: appetite(records, specs),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(options.rounds):

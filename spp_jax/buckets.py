@@ -109,9 +109,15 @@ class BucketPlan:
             )
         return fits.argmax(axis=1)
 
-    def turned(self, sizes: Sizes) -> np.ndarray:
-        """Which images fit their bucket only with their axes swapped: bool ``[n]``."""
-        return np.any(_checked(sizes) > np.asarray(self.shapes)[self.assign(sizes)], axis=1)
+    def turned(self, sizes: Sizes, homes: np.ndarray | None = None) -> np.ndarray:
+        """Which images fit their bucket only with their axes swapped: bool ``[n]``.
+
+        Args:
+            sizes: integers ``[n, spatial_rank]``.
+            homes: their buckets, where :meth:`assign` has given them already.
+        """
+        homes = self.assign(sizes) if homes is None else homes
+        return np.any(_checked(sizes) > np.asarray(self.shapes)[homes], axis=1)
 
     def waste(self, sizes: Sizes, counts: Counts | None = None) -> float:
         """The padded share of all pixels that the images of these sizes fill, 0 to 1."""

@@ -136,9 +136,9 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
                 photo = photo.read_bytes() if photo.is_file() else b""
             fields = example._asdict() | {"height": height, "width": width, "image": photo}
             del fields["photo"]
-            fields["votes"] = np.asarray(example.votes, np.float32)
-            if not self.MARKS:
-                del fields["votes"]
+            votes = fields.pop("votes")
+            if self.MARKS:
+                fields["votes"] = np.asarray(votes, np.float32)
             yield example.id, fields
 
 

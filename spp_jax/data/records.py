@@ -64,10 +64,17 @@ class Records:
             decoding=self.decoding,
         )
 
-    def at_least(self, smallest: tuple[int, int]) -> tuple["Records", list[str]]:
-        """The records of at least this (height, width), and the ids of the others."""
+    def usable(self, smallest: tuple[int, int], unread: dict[str, str]) -> tuple["Records", dict[str, str]]:
+        """The records of at least this (height, width), and by id why each of the others is left out.
+
+        Args:
+            smallest: in pixels.
+            unread: the reason for each that cannot be read, by id.
+        """
         large = (self.sizes >= np.asarray(smallest)).all(axis=1)
-        return self.take(np.flatnonzero(large)), [self.ids[i] for i in np.flatnonzero(~large)]
+        too_small = f"is smaller than {smallest[0]}x{smallest[1]} pixels (height x width)"
+        dropped = {self.ids[i]: unread.get(self.ids[i], too_small) for i in np.flatnonzero(~large)}
+        return self.take(np.flatnonzero(large)), dropped
 
     def digest(self) -> str:
         """A name for this very collection: it differs when an id, a size or a label does."""

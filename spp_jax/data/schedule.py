@@ -146,7 +146,8 @@ def in_order(
         ValueError: a picture is larger than every bucket.
     """
     sizes = np.asarray(sizes, np.int64)
-    homes, turned = plan.assign(sizes), plan.turned(sizes)
+    homes = plan.assign(sizes)
+    turned = plan.turned(sizes, homes)
     order = np.arange(len(homes)) if order is None else order
     mirrored = np.zeros(len(homes), bool) if mirrored is None else mirrored
     batches = []
