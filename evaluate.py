@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
+from spp_jax.addresses import AnyPath, files_below
 from spp_jax.compilation import DoesNotFitError, default_cache_dir, use_compilation_cache
 from spp_jax.config import UsageError
 from spp_jax.data import load_dataset
@@ -42,13 +42,13 @@ class Options:
     """How the data set is split: folds, random or official. Default: as the model was trained."""
     fold: int | None = None
     """Fold of the split. Default: the one the model was trained for, so that test means unseen."""
-    photos: tuple[Path, ...] = ()
+    photos: tuple[AnyPath, ...] = ()
     """Photographs to score, or folders of them (searched to the bottom)."""
     out: Path | None = None
     """JSON file for the figures. Default for --data: in the folder of the checkpoint, metrics.json for
     the test part of the fold trained for, else metrics-SPLIT-foldN.json, with the names of data set and
     protocol where these differ from the training's; none for --photos."""
-    data_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, the folder."""
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
@@ -57,10 +57,10 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    options = tyro.cli(Options, args=arguments)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore  # file names need not be text
     try:
+        options = tyro.cli(Options, args=arguments)
         if bool(options.data) == bool(options.photos):
             raise UsageError("give either --data NAME or --photos PATH [PATH ...]")
         if options.out and not options.out.absolute().parent.is_dir():
@@ -139,12 +139,7 @@ def _expand(paths: Iterable[Path]) -> Iterable[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = sorted(
-            Path(folder) / name
-            for folder, _, names in os.walk(path)
-            for name in names
-            if os.path.splitext(name)[1].lower() in endings
-        )
+        found = [file for file in files_below(path) if file.suffix.lower() in endings]
         if not found:
             raise UsageError(f"{path} is a folder without any picture: nothing to score")
         yield from found

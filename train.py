@@ -20,6 +20,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from spp_jax.addresses import AnyPath
 from spp_jax.buckets import Bucket, BucketPlan, plan_buckets
 from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.compilation import (
@@ -63,7 +64,7 @@ class Options:
     plan: Path | None = None
     """Take buckets and batch sizes from this file, the buckets.json of another run, instead of planning
     them: --buckets, --pixels-per-step, --batch-multiple and --shape-multiple then decide nothing."""
-    data_dir: Path = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, your folder."""
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:

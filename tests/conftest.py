@@ -1,8 +1,12 @@
 import io
 
+import fsspec
 import jax
 import numpy as np
 import pytest
+from etils.epath.backend import fsspec_backend
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
@@ -31,6 +35,32 @@ def compiled_once(tmp_path_factory):
 def x64():
     with jax.enable_x64(True):
         yield
+
+
+class Cloud(DirFileSystem):
+    """Stands for gs://: its buckets are the folders of a folder on the disk."""
+
+    cachable = False
+    root = ""
+
+    def __init__(self, **options):
+        super().__init__(path=Cloud.root, fs=LocalFileSystem())
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return str(path).removeprefix("gs://")
+
+
+@pytest.fixture
+def bucket(tmp_path, monkeypatch):
+    """A folder on the disk that is at ``gs://bucket`` as well."""
+    folder = tmp_path / "cloud" / "bucket"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(Cloud, "root", str(folder.parent))
+    fsspec_backend._get_filesystem.cache_clear()
+    fsspec.register_implementation("gcs", Cloud, clobber=True)
+    yield folder
+    fsspec_backend._get_filesystem.cache_clear()
 
 
 def png(pixels: np.ndarray) -> bytes:

@@ -3,6 +3,7 @@
 import csv
 import io
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
+from spp_jax.addresses import path_at
 from spp_jax.config import Decoding, UsageError
 from spp_jax.data import list_datasets, load_dataset
 from spp_jax.data.decoding import decode
@@ -363,6 +365,20 @@ class TestFolder:
             "gone.png": "scores.csv, line 4: there is no such file",
             "broken.png": "scores.csv, line 5: is no picture in a format that can be read",
         }
+
+    def test_may_lie_at_an_address(self, folder, bucket):
+        self.write(folder, self.GOOD)
+        shutil.copytree(folder / "in here", bucket / "in here")
+        shutil.copy(folder / "scores.csv", bucket)
+        here, elsewhere = (load("folder", at)[0] for at in (folder, path_at("gs://bucket")))
+        assert elsewhere.digest() == here.digest()
+        for i in range(len(here)):
+            np.testing.assert_array_equal(decode(elsewhere.photo(i)), decode(here.photo(i)))
+        assert (bucket / ".spp_jax-sizes.npz").is_file()
+        (bucket / "in here" / "ph oto-é0.png").unlink()
+        assert list(load("folder", path_at("gs://bucket"))[1].values()) == [
+            "scores.csv, line 3: there is no such file"
+        ]
 
     def test_without_a_table_it_says_what_it_needs(self, folder):
         with pytest.raises(UsageError, match="is no CSV file; its columns are file,score"):

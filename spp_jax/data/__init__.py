@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spp_jax.addresses import is_address
 from spp_jax.config import ANY_SIZE, Decoding, UsageError
 from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import UnreadableError, photo_size
@@ -59,6 +60,8 @@ def _built(
         raise UsageError(f"{name} needs the package {error.name}: pip install 'spp_jax[demo]'") from None
     import tensorflow_datasets as tfds
 
+    if is_address(data_dir):
+        raise UsageError(f"--data-dir {data_dir}: what --data {name} prepares needs a folder on a disk")
     downloads = data_dir / "manual" / name
     key = make.content_key(downloads)
 

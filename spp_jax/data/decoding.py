@@ -9,12 +9,12 @@ before width, and read from the header alone.
 import functools
 import io
 import os
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms
 
+from spp_jax.addresses import is_address, path_at
 from spp_jax.config import Decoding
 
 try:  # HEIC and HEIF are read where this plugin is installed (pip install 'spp_jax[heif]')
@@ -148,9 +148,11 @@ def _open(photo: Any) -> Image.Image:
         return photo.copy()  # the caller's stays open
     if isinstance(photo, bytes):
         return Image.open(io.BytesIO(photo), formats=FORMATS)
-    path = Path(photo)
-    if not path.is_file():
-        raise UnreadableError("is no file" if path.exists() else "there is no such file")
+    path = path_at(photo)
+    if is_address(path):  # asking what is there would be a journey of its own
+        return Image.open(path.open("rb"), formats=FORMATS)
+    if path.exists() and not path.is_file():
+        raise UnreadableError("is no file")
     return Image.open(path, formats=FORMATS)
 
 
@@ -227,6 +229,8 @@ def _checked_pixels(pixels: np.ndarray) -> np.ndarray:
 def _unreadable(error: Exception) -> UnreadableError:
     if isinstance(error, UnreadableError):
         return error
+    if isinstance(error, FileNotFoundError):
+        return UnreadableError("there is no such file")
     if isinstance(error, Image.UnidentifiedImageError):
         return UnreadableError("is no picture in a format that can be read")
     return UnreadableError(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -6,6 +6,7 @@ The CSV is `scores.csv`, or the only CSV there. Its columns are ``file`` (relati
 """
 
 import csv
+import io
 import math
 import posixpath
 from collections.abc import Callable, Sequence
@@ -90,10 +91,10 @@ def read_table(path: Path, required: Sequence[str] = ()) -> list[Row]:
         UsageError: names the line and what is wrong with it.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            heading = reader.fieldnames or ()
-            numbered = [(reader.line_num, row) for row in reader]
+        text = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
+        reader = csv.DictReader(text, skipinitialspace=True)
+        heading = reader.fieldnames or ()
+        numbered = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
     for name in ("file", "score", *required):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from spp_jax.addresses import stamp
 from spp_jax.config import ANY_SIZE, Decoding
 from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import UnreadableError, photo_size
@@ -39,10 +40,10 @@ def scan_sizes(
 
     def scan(path: Path) -> tuple[tuple[str, int, int], tuple[int, int] | str]:
         try:
-            about = path.stat()
+            about = stamp(path)
         except (OSError, ValueError):  # a name that no file can have
             return ("", 0, 0), "there is no such file"
-        key = (os.path.relpath(path, cache.parent), about.st_size, about.st_mtime_ns)
+        key = (os.path.relpath(path, cache.parent), *about)
         if key in known:
             return key, known[key]
         try:
