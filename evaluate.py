@@ -32,7 +32,7 @@ class Options:
     error).
     """
 
-    checkpoint: Path
+    checkpoint: AnyPath
     """Folder of a run: the --out of train.py."""
     data: str | None = None
     """Data set to evaluate on."""

@@ -3,9 +3,12 @@
 import collections
 import contextlib
 import dataclasses
+import importlib.metadata
 import json
 import math
+import platform
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import platformdirs
 import tyro
@@ -20,7 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from spp_jax.addresses import AnyPath
+from spp_jax.addresses import AnyPath, path_at
 from spp_jax.buckets import Bucket, BucketPlan, plan_buckets
 from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.compilation import (
@@ -38,10 +42,11 @@ from spp_jax.data import load_dataset
 from spp_jax.data.records import SPLITS, Records, split_records
 from spp_jax.data.schedule import Schedule, at_scale
 from spp_jax.journal import Journal, draw_curves, write_skipped
+from spp_jax.losses import create_loss
 from spp_jax.metrics import agreement
-from spp_jax.models import create_model
+from spp_jax.report import write_report
 from spp_jax.scoring import forward_executables, score_records
-from spp_jax.training import TrainState, create_optimizer, create_state, fit, step_executables
+from spp_jax.training import Recipe, TrainState, build_model, create_training, fit, step_executables
 
 DONE, FAILED, WRONG_USE, SKIPPED, INTERRUPTED = 0, 1, 2, 3, 75
 
@@ -55,8 +60,8 @@ class Options:
     """
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=RunConfig)
-    out: Path | None = None
-    """Folder of the run. Default: checkpoints/DATA-MODEL-foldN."""
+    out: AnyPath | None = None
+    """Folder of the run, on a disk or at gs://... Default: checkpoints/DATA-MODEL-foldN."""
     resume: bool = False
     """Go on from the latest checkpoint in --out, with the configuration saved there."""
     dry_run: bool = False
@@ -69,6 +74,16 @@ class Options:
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
     who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
+    profile: int = 0
+    """Trace so many steps, once the first ten are done, into profile/ in --out (TensorBoard shows it)."""
+    distributed: bool = False
+    """This is one of several processes of the run that JAX finds by itself: TPU pods, Slurm, Open MPI."""
+    coordinator: str | None = None
+    """One of several processes elsewhere: HOST:PORT of process 0; with --processes and --process-id."""
+    processes: int | None = None
+    """How many processes the run has, each with the same number of devices."""
+    process_id: int | None = None
+    """Which of them this is, from 0."""
 
     def folder(self) -> Path:
         """Where this run writes."""
@@ -90,6 +105,11 @@ class Job:
     skipped: dict[str, str]
     schedule: Schedule
     total_steps: int
+
+    @property
+    def marks(self) -> tuple[float, ...]:
+        """The scores that the votes stand for; empty where they are not used."""
+        return self.parts["train"].marks
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -113,6 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> Options:
     """Options; with --resume, the saved configuration is what the flags are checked against."""
     options = tyro.cli(Options, args=arguments)
+    _join(options)
     folder = options.folder()
     with Checkpoints(folder) as checkpoints:
         if not options.resume:
@@ -130,12 +151,32 @@ def _parse(arguments: list[str] | None) -> Options:
     return asked
 
 
+def _join(options: Options) -> None:
+    """Become one of several processes, where there are several."""
+    explicit = (options.coordinator, options.processes, options.process_id)
+    if any(value is not None for value in explicit):
+        if None in explicit or options.distributed:
+            raise UsageError(
+                "give --coordinator, --processes and --process-id together, or --distributed alone"
+            )
+        jax.distributed.initialize(*explicit)  # pyright: ignore[reportArgumentType]
+    elif options.distributed:
+        jax.distributed.initialize()
+
+
+def _say(text: str) -> None:
+    """To standard error, by one process of the run."""
+    if jax.process_index() == 0:
+        tqdm.write(text, file=sys.stderr)
+
+
 def _prepare(options: Options) -> Job:
     config = options.run
-    smallest = create_model_shape(config)
-    records, unread = load_dataset(
-        config.data, options.data_dir, config.decoding, say=lambda text: print(text, file=sys.stderr)
-    )
+    smallest = _smallest(config)
+    records, unread = load_dataset(config.data, options.data_dir, config.decoding, say=_say)
+    create_loss(config.loss, marks=records.marks)  # refused now where it needs votes and there are none
+    if config.loss != "emd":
+        records = dataclasses.replace(records, histograms=None, marks=())
     parts, skipped = {}, {}
     for split in SPLITS:  # before any picture is dropped: a part does not depend on what can be read
         try:
@@ -181,27 +222,22 @@ def _plan(options: Options, sizes: np.ndarray) -> BucketPlan:
         plan = plan_buckets(sizes, **options.run.bucketing)
         for bucket in plan.buckets:
             if bucket.pixels > options.run.pixels_per_step:
-                print(
+                _say(
                     f"a batch of {bucket} has {bucket.pixels:,} pixels, more than --pixels-per-step "
-                    f"{options.run.pixels_per_step:,}: its batch size cannot be smaller",
-                    file=sys.stderr,
+                    f"{options.run.pixels_per_step:,}: its batch size cannot be smaller"
                 )
     return plan
 
 
-def create_model_shape(config: RunConfig) -> tuple[int, int]:
+def _smallest(config: RunConfig) -> tuple[int, int]:
     """The smallest picture the model takes; refuses an unknown model before any work is done."""
-    try:
-        model = nnx.eval_shape(lambda: create_model(config.model, levels=config.levels, rngs=nnx.Rngs(0)))
-    except ValueError as error:
-        raise UsageError(f"--model {config.model}: {error}") from None
+    model = nnx.eval_shape(lambda: build_model(config, 1))
     return max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side)
 
 
 def _dry_run(job: Job) -> int:
-    optimizer = create_optimizer(job.config, job.total_steps)
-    graph, state = create_state(job.config, optimizer)
-    step = step_executables(graph, optimizer, job.schedule.mean_batch, state, job.mesh)
+    recipe, state = create_training(job.config, job.total_steps, job.schedule.mean_batch, job.marks)
+    step = step_executables(recipe, state, job.mesh, len(job.marks))
     print(_describe(job))
     print("\n  bucket (h x w)   batch   pictures   batches/epoch   memory of a step   compiled in")
     epoch = list(job.schedule.steps(0, job.schedule.first_step(1)))
@@ -224,46 +260,78 @@ def _dry_run(job: Job) -> int:
 def _train(job: Job, options: Options) -> int:
     config, folder, schedule = job.config, options.folder(), job.schedule
     train, validation = job.parts["train"], job.parts["validation"]
-    about = About(config, schedule.plan, train.digest())
-    optimizer = create_optimizer(config, job.total_steps)
-    graph, state = create_state(config, optimizer)
+    about = About(config, schedule.plan, train.digest(), job.marks)
+    recipe, state = create_training(config, job.total_steps, schedule.mean_batch, job.marks)
     state = jax.device_put(state, replicated(job.mesh))
-    step = step_executables(graph, optimizer, schedule.mean_batch, state, job.mesh)
-    judge = _Judge(graph, state, job)
-    interrupted = _Interruption()
+    step = step_executables(recipe, state, job.mesh, len(job.marks))
+    judge = _Judge(recipe, state, job)
+    leads = jax.process_index() == 0
     skipped = dict(job.skipped)
     pictures = len(skipped) + sum(map(len, job.parts.values()))
 
-    print(_describe(job), file=sys.stderr)
+    _say(_describe(job))
     for name, reason in job.skipped.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        _say(f"skipped {name}: {reason}")
     _check_share(len(skipped), pictures, config)
-    with Checkpoints(folder) as checkpoints, interrupted, contextlib.ExitStack() as open_things:
-        # However the run ends: the list is wanted most where it ended early.
-        open_things.callback(lambda: write_skipped(folder / "skipped.csv", skipped) if skipped else None)
+    with Checkpoints(folder) as checkpoints, contextlib.ExitStack() as open_things:
+        interrupted = open_things.enter_context(_Interruption(checkpoints))
+
+        def list_skipped() -> None:
+            if skipped and leads:
+                write_skipped(folder / "skipped.csv", skipped)
+
+        open_things.callback(list_skipped)  # however the run ends: it is wanted most where it ended early
         start = 0
         if options.resume:
             start, state = _restore(checkpoints, about, state)
-            print(f"resumed at step {start} of {job.total_steps}", file=sys.stderr)
+            _say(f"resumed at step {start} of {job.total_steps}")
+        elif config.init_from:
+            state = _begin_from(config.init_from, state)
         programs = {"step": (step, schedule.buckets), "forward": (judge.forward, judge.buckets)}
-        _compile(programs, job.mesh, _say_compiled, lambda: bool(interrupted))
-        journal = open_things.enter_context(contextlib.closing(Journal(folder, start)))
+        _compile(programs, job.mesh, _say_compiled, interrupted.came)
+        journal = open_things.enter_context(contextlib.closing(Journal(folder, start, writes=leads)))
         for line in journal.lines:  # before a run that goes on here
             skipped |= line.get("skipped", {})
-        bar = tqdm(total=job.total_steps, initial=start, unit="step", desc="train", mininterval=1)
+        bar = tqdm(
+            total=job.total_steps, initial=start, unit="step", desc="train", mininterval=1, disable=not leads
+        )
         open_things.enter_context(bar)
+        profile = open_things.enter_context(_Profile(folder, options.profile, start))
         began, seen = time.perf_counter(), 0
+        saved_at = time.monotonic()
+        best = max(
+            (line["validation"]["srcc"] or -1 for line in journal.lines if "validation" in line), default=-1
+        )
 
-        def save(done: int, state: TrainState) -> None:
+        def save(done: int, state: TrainState, srcc: float | None = None) -> None:
+            nonlocal saved_at
             if checkpoints.latest_step() != done:
                 journal.flush()
-                checkpoints.save(done, *_parts_of(state), about)
+                checkpoints.save(done, state.model, _training_part(state), about, srcc)
+                saved_at = time.monotonic()
 
         def note_skipped(failed: dict[str, str]) -> None:
             for name in failed.keys() - skipped.keys():
-                tqdm.write(f"skipped {name}: {failed[name]}", file=sys.stderr)
+                _say(f"skipped {name}: {failed[name]}")
             skipped.update(failed)
             _check_share(len(skipped), pictures, config)
+
+        def validate(done: int, state: TrainState) -> float | None:
+            """The SRCC, where it is the best so far."""
+            nonlocal best
+            result, failed = judge.validate(state, validation)
+            note_skipped(failed)
+            journal.write({"step": done, "validation": result, **({"skipped": failed} if failed else {})})
+            _say(
+                f"epoch {schedule.epochs_done(done):g}: validation loss {result['loss']:.3f}, "
+                f"accuracy {result['accuracy']:.1%}, SRCC {result['srcc'] or math.nan:.3f}"
+            )
+            if leads:
+                _draw_curves(journal, schedule, folder)
+            if (result["srcc"] or -1) <= best:
+                return None
+            best = result["srcc"]
+            return best
 
         def after_step(done: int, state: TrainState, metrics: dict) -> bool:
             nonlocal seen
@@ -277,25 +345,26 @@ def _train(job: Job, options: Options) -> int:
                 refresh=False,
             )
             bar.update()
-            if schedule.epochs_done(done).is_integer() or done == job.total_steps:
-                result, failed = judge.validate(state, validation)
-                note_skipped(failed)
-                journal.write({"step": done, "validation": result, **({"skipped": failed} if failed else {})})
-                tqdm.write(
-                    f"epoch {schedule.epochs_done(done):g}: validation loss {result['loss']:.3f}, "
-                    f"accuracy {result['accuracy']:.1%}, SRCC {result['srcc'] or math.nan:.3f}",
-                    file=sys.stderr,
-                )
-            stopping = bool(interrupted)  # asked once: what stops is saved
-            if done % config.save_every == 0 or done == job.total_steps or stopping:
-                save(done, state)
+            profile.after(done)
+            ends = done == job.total_steps
+            srcc = validate(done, state) if ends or schedule.epochs_done(done).is_integer() else None
+            stopping = interrupted.stops_after(done)  # asked once: what stops is saved
+            minutes = (time.monotonic() - saved_at) / 60
+            due = (
+                config.save_minutes is not None
+                and jax.process_count() == 1
+                and minutes >= config.save_minutes
+            )
+            if done % config.save_every == 0 or due or ends or stopping or srcc is not None:
+                save(done, state, srcc)
             return stopping
 
         if not options.resume:
             save(0, state)
-        if not (folder / "buckets.json").exists():
-            _describe_buckets(job, folder)
-        if not interrupted:  # while compiling
+            checkpoints.wait()  # what cannot be written is said now, and not when an epoch is lost
+        if leads:
+            _describe_run(job, folder)
+        if not interrupted.came():  # while compiling
             with warn_of_compilations():
                 state = fit(
                     step,
@@ -307,18 +376,71 @@ def _train(job: Job, options: Options) -> int:
                     stop=job.total_steps,
                     after_step=after_step,
                 )
-    try:
-        draw_curves(journal.lines, schedule.epochs_done, folder / "curves.png")
-    except ModuleNotFoundError:
-        print("curves.png is not drawn: pip install 'spp_jax[plots]'", file=sys.stderr)
-    if interrupted:
-        print(f"interrupted; saved in {folder}: run again with --resume", file=sys.stderr)
+        checkpoints.wait()
+    if interrupted.came():
+        _say(f"interrupted; saved in {folder}: run again with --resume")
         return INTERRUPTED
     _test(judge, state, job, folder, skipped)
-    write_skipped(folder / "skipped.csv", skipped)
+    if leads:
+        if not _draw_curves(journal, schedule, folder):
+            _say("curves.png is not drawn: pip install 'spp_jax[plots]'")
+        scores, _, _ = judge(state, validation)
+        title = f"{config.data}, {config.model}, fold {config.fold}"
+        facts = {name: str(value) for name, value in (_facts(job) | config.to_dict()).items()}
+        write_report(
+            folder / "report.html",
+            title=title,
+            facts=facts,
+            lines=journal.lines,
+            epochs_done=schedule.epochs_done,
+            records=validation,
+            scores=scores,
+        )
+        write_skipped(folder / "skipped.csv", skipped)
     if skipped:
-        print(f"skipped {len(skipped)} photographs: {folder / 'skipped.csv'}", file=sys.stderr)
+        _say(f"skipped {len(skipped)} photographs: {folder / 'skipped.csv'}")
     return SKIPPED if skipped else DONE
+
+
+def _begin_from(path: str, state: TrainState) -> TrainState:
+    with Checkpoints(path_at(path)) as checkpoints:
+        merged, taken, left = checkpoints.restore_like(nnx.merge_state(state.params, state.stats))
+    _say(f"taken from {path}: {', '.join(taken)}")
+    if left:
+        _say(f"left as they begin, as they are not there in this shape: {', '.join(left)}")
+    params, stats = nnx.split_state(merged, nnx.Param, ...)
+    average = None if state.average is None else jax.tree.map(jnp.copy, params)
+    fresh = state._replace(params=params, stats=stats, average=average)
+    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), fresh, state)
+
+
+class _Profile:
+    """A trace of some steps, for TensorBoard."""
+
+    _AFTER = 10  # the first steps are not like the others
+
+    def __init__(self, folder: Path, steps: int, start: int):
+        self._folder, self._first, self._last = (
+            folder / "profile",
+            start + self._AFTER,
+            start + self._AFTER + steps,
+        )
+        self._runs = False
+
+    def __enter__(self) -> "_Profile":
+        return self
+
+    def after(self, done: int) -> None:
+        if done == self._first < self._last:
+            jax.profiler.start_trace(str(self._folder))
+            self._runs = True
+        elif done == self._last and self._runs:
+            self.__exit__()
+
+    def __exit__(self, *exception) -> None:
+        if self._runs:
+            jax.profiler.stop_trace()
+            self._runs = False
 
 
 def _check_share(skipped: int, pictures: int, config: RunConfig) -> None:
@@ -330,15 +452,21 @@ def _check_share(skipped: int, pictures: int, config: RunConfig) -> None:
 
 
 def _restore(checkpoints: Checkpoints, about: About, like: TrainState) -> tuple[int, TrainState]:
-    saved = checkpoints.about()
-    if saved.records != about.records:
+    if checkpoints.about().records != about.records:
         raise _other_records(checkpoints.folder)
-    model, training = _parts_of(like)
-    merged = checkpoints.restore_model(model)
-    params, stats = nnx.split_state(merged, nnx.Param, ...)
+    merged = checkpoints.restore_model(like.model)
+    judging, stats = nnx.split_state(merged, nnx.Param, ...)
     start = checkpoints.latest_step()
     assert start is not None  # restore_model would have said so
-    return start, TrainState(params, stats, checkpoints.restore_training(training))
+    opt_state, params = checkpoints.restore_training(_training_part(like))
+    if params is None:
+        return start, TrainState(judging, stats, opt_state)
+    return start, TrainState(params, stats, opt_state, judging)
+
+
+def _training_part(state: TrainState) -> tuple:
+    """What only going on needs: the optimiser's state, and the parameters where others are judged by."""
+    return state.opt_state, None if state.average is None else state.params
 
 
 def _other_records(folder: Path) -> UsageError:
@@ -346,11 +474,6 @@ def _other_records(folder: Path) -> UsageError:
         f"{folder} was trained on other records: the data set has changed since. "
         "Train anew in another folder (--out)"
     )
-
-
-def _parts_of(state: TrainState):
-    """The two parts of a checkpoint: what scoring needs, and what only going on needs."""
-    return nnx.merge_state(state.params, state.stats), state.opt_state
 
 
 def _compile(
@@ -389,58 +512,94 @@ def _say_compiled(bucket: Bucket, memory: str, seconds: str) -> None:
     tqdm.write(f"compiled for {bucket} pixels: {memory}, {seconds}", file=sys.stderr)
 
 
-def _describe_buckets(job: Job, folder: Path) -> None:
-    """Leave the plan in the run's folder: for --plan of other runs, and as a picture."""
+def _describe_run(job: Job, folder: Path) -> None:
+    """Leave in the run's folder what it is, and its plan, for --plan of other runs and as a picture."""
+    (folder / "run.json").write_text(json.dumps(_facts(job) | job.config.to_dict(), indent=2) + "\n")
+    if (folder / "buckets.json").exists():
+        return
     (folder / "buckets.json").write_text(job.schedule.plan.to_json() + "\n")
     sizes = np.concatenate([records.sizes for records in job.parts.values()])
     with contextlib.suppress(ModuleNotFoundError):  # said once, where the curves are drawn
         job.schedule.plan.draw(sizes, folder / "buckets.png", title=job.config.data)
 
 
+def _facts(job: Job) -> dict[str, str | int]:
+    """Of this run, besides its configuration: what it ran on, and in which versions."""
+    here = Path(__file__).parent
+    try:
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+        )
+        revision = git.stdout.strip() or "unknown"
+    except OSError:
+        revision = "unknown"
+    versions = {
+        name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")
+    }
+    return {
+        "revision": revision,
+        "python": platform.python_version(),
+        **versions,
+        "devices": f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind}",
+        "processes": jax.process_count(),
+        "buckets": str(job.schedule.plan),
+    }
+
+
+def _draw_curves(journal: Journal, schedule: Schedule, folder: Path) -> bool:
+    """Whether there is something to draw with."""
+    try:
+        (folder / "curves.png").write_bytes(draw_curves(journal.lines, schedule.epochs_done))
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 class _Judge:
     """Scores validation and test part with the parameters of the moment, in the buckets of the run."""
 
-    def __init__(self, graph: nnx.GraphDef, state: TrainState, job: Job):
+    def __init__(self, recipe: Recipe, state: TrainState, job: Job):
         self._plan, self._mesh = job.schedule.plan, job.mesh
-        self.forward = forward_executables(graph, _parts_of(state)[0], job.mesh)
+        self.forward = forward_executables(recipe.graph, recipe.loss, state.model, job.mesh, len(job.marks))
         judged = np.concatenate([job.parts[split].sizes for split in ("validation", "test")])
         self.buckets = tuple(
             job.schedule.plan.buckets[i] for i in np.unique(job.schedule.plan.assign(judged))
         )
 
-    def __call__(self, state: TrainState, records: Records) -> tuple[np.ndarray, dict[str, str]]:
-        """Scores, and the reason for each photograph that could not be read, by its id."""
-        variables = _parts_of(state)[0]
-        scores, failed = score_records(self.forward, variables, records, self._plan, self._mesh)
+    def __call__(self, state: TrainState, records: Records) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+        """Scores, losses, and the reason for each photograph that could not be read, by its id."""
+        scores, losses, failed = score_records(self.forward, state.model, records, self._plan, self._mesh)
         if len(failed) == len(records):
             raise UsageError(f"not one of the {len(records)} photographs to judge by could be read")
-        return scores, {records.ids[index]: reason for index, reason in failed.items()}
+        return scores, losses, {records.ids[index]: reason for index, reason in failed.items()}
 
     def validate(self, state: TrainState, records: Records) -> tuple[dict, dict[str, str]]:
         """The figures, and what could not be read."""
-        scores, failed = self(state, records)
-        labels = records.scores
-        sure = np.clip(scores.astype(np.float64), 1e-7, 1 - 1e-7)
-        loss = -np.nanmean(labels * np.log(sure) + (1 - labels) * np.log1p(-sure))
-        return {"loss": float(loss), **agreement(scores, labels, records.good).to_dict()}, failed
+        scores, losses, failed = self(state, records)
+        figures = agreement(scores, records.scores, records.good).to_dict()
+        return {"loss": float(np.nanmean(losses)), **figures}, failed
 
 
 def _test(judge: _Judge, state: TrainState, job: Job, folder: Path, skipped: dict[str, str]) -> None:
-    records = job.parts["test"]
-    scores, failed = judge(state, records)
+    records, config = job.parts["test"], job.config
+    scores, _, failed = judge(state, records)
     for name, reason in failed.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        _say(f"skipped {name}: {reason}")
     skipped.update(failed)
+    if jax.process_index():
+        return
     result = agreement(scores, records.scores, records.good)
     groups = sorted(set(records.groups))
     named = ", ".join(groups) if len(groups) <= 8 else f"{len(groups)} groups"
-    print(f"\ntest, {job.config.protocol}, fold {job.config.fold}: photographs never seen ({named})")
+    print(f"\ntest, {config.protocol}, fold {config.fold}: photographs never seen ({named})")
     print(result.table())
-    config = job.config
     described = {"data": config.data, "split": "test", "protocol": config.protocol, "fold": config.fold}
     described |= result.to_dict()
     (folder / "metrics.json").write_text(json.dumps(described, indent=2) + "\n")
-    print(f"\nwritten to {folder}: checkpoints, metrics.json, metrics.jsonl, buckets.json and pictures")
+    print(f"\nwritten to {folder}: checkpoints, report.html, metrics.json, metrics.jsonl and pictures")
 
 
 def _describe(job: Job) -> str:
@@ -455,16 +614,27 @@ def _describe(job: Job) -> str:
 
 
 class _Interruption:
-    """True once SIGTERM or Ctrl-C has come; a second one stops at once, saving nothing."""
+    """Whether SIGTERM or Ctrl-C has come; a second one stops at once, saving nothing.
 
-    def __init__(self):
-        self._came = False
+    On several hosts these agree on a step to stop after, by Orbax: one that saved alone would wait for ever.
+    """
 
-    def __bool__(self) -> bool:
+    def __init__(self, checkpoints: Checkpoints):
+        self._checkpoints, self._came = checkpoints, False
+
+    def came(self) -> bool:
+        return self._came
+
+    def stops_after(self, step: int) -> bool:
+        """Whether to stop, asked after each step; on every host the same."""
+        if jax.process_count() > 1:
+            self._came = self._checkpoints.reached_preemption(step)
         return self._came
 
     def __enter__(self) -> "_Interruption":
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        # JAX's own watch over SIGTERM tells the other hosts: it keeps its handler.
+        signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._before = {s: signal.signal(s, self._handle) for s in signals}
         return self
 
     def __exit__(self, *exception) -> None:

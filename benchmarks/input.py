@@ -34,7 +34,7 @@ from spp_jax.data.decoding import FORMATS, decode, photo_size
 from spp_jax.data.loading import load_batches
 from spp_jax.data.records import Records, photo_records
 from spp_jax.data.schedule import BatchSpec, in_order
-from spp_jax.training import create_optimizer, create_state, step_executables
+from spp_jax.training import create_training, step_executables
 
 SCAN, PILLOW, DECODE, PIPELINE, STEP = (
     "sizes from headers",
@@ -102,9 +102,8 @@ def drain(records: Records, specs: list[BatchSpec]) -> None:
 def appetite(records: Records, specs: list[BatchSpec]) -> Callable[[], None]:
     """An epoch of training steps on batches that are on the device already."""
     config, mesh = RunConfig(), data_mesh()
-    optimizer = create_optimizer(config, 1000)
-    graph, state = create_state(config, optimizer)
-    step = step_executables(graph, optimizer, 8.0, state, mesh)
+    recipe, state = create_training(config, 1000, 8.0)
+    step = step_executables(recipe, state, mesh)
     first = {spec.bucket: spec for spec in specs}
     batches = {
         spec.bucket: jax.device_put(batch, over_rows(batch, mesh))

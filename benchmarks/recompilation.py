@@ -46,7 +46,7 @@ from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.loading import Batch, load_batches
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import BatchSpec, in_order
-from spp_jax.training import create_optimizer, create_state, train_step
+from spp_jax.training import create_training, train_step
 
 VERSION = 1
 PROGRESS = "progress.json"
@@ -175,18 +175,17 @@ def make_step(options: Options) -> tuple[Any, Callable, Callable | None]:
         made = getattr(importlib.import_module(module), name)()
         return (*made, None) if len(made) == 2 else made
     config = RunConfig(model=options.model)
-    optimizer = create_optimizer(config, 1000)
-    graph, state = create_state(config, optimizer)
+    recipe, state = create_training(config, 1000, 8.0)
     # The head starts at zero: every logit would be 0, padded or not.
     params = nnx.to_pure_dict(state.params)
     params["logits"]["kernel"] = jax.random.normal(jax.random.key(0), params["logits"]["kernel"].shape)
     nnx.replace_by_pure_dict(state.params, params)
 
     def step(state, batch):
-        return train_step(graph, optimizer, 8.0, state, batch)
+        return train_step(recipe, state, batch)
 
     def logits(state, images):
-        model = nnx.merge(graph, state.params, state.stats, copy=True)
+        model = nnx.merge(recipe.graph, state.params, state.stats, copy=True)
         model.eval()
         return model(images)[:, 0]
 

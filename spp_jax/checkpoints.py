@@ -1,19 +1,23 @@
 """Orbax, and nothing else knows Orbax: a run's state on disk, and all that rebuilds its model."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
+from spp_jax.addresses import is_address
 from spp_jax.buckets import BucketPlan
 from spp_jax.config import RunConfig, UsageError
 
 __all__ = ["About", "Checkpoints"]
 
-_FORMAT = 1
-_KEPT = 2
+_FORMAT = 2
+_KEPT = 2  # of the latest; and the best
 
 
 class About(NamedTuple):
@@ -23,24 +27,29 @@ class About(NamedTuple):
         config: of the run.
         plan: its buckets and batch sizes.
         records: digest of the training records.
+        marks: the score that each mark of their votes stands for; empty where they are not used.
     """
 
     config: RunConfig
     plan: BucketPlan
     records: str
+    marks: tuple[float, ...] = ()
 
 
 class Checkpoints:
     """The checkpoints of one run, in a folder. Use as a context: leaving it waits for the last save.
 
     A checkpoint holds two parts, ``model`` (all variables) and ``training`` (what else it takes to go
-    on), and the :class:`About`. It appears under its final name only when complete.
+    on), and the :class:`About`. It appears under its final name only when complete. The latest are kept,
+    and the one that judged the validation part best. On several hosts every one makes the same calls.
     """
 
     def __init__(self, folder: Path):
         """Open a folder; it is made on the first save, and need not exist before."""
         self.folder = folder
-        self._path = (folder / "checkpoints").absolute()
+        self._path = folder / "checkpoints"
+        if not is_address(folder):
+            self._path = self._path.absolute()
         self._manager: ocp.CheckpointManager | None = None
 
     def __enter__(self) -> "Checkpoints":
@@ -53,6 +62,14 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None where there is none."""
         return self._open().latest_step() if self._path.is_dir() else None
+
+    def best_step(self) -> int | None:
+        """The step of the checkpoint with the highest validation SRCC; None where none was validated."""
+        return self._open().best_step() if self._path.is_dir() else None
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether the hosts have agreed to stop after this step, as one of them was told to."""
+        return self._open().reached_preemption(step)
 
     def about(self) -> About:
         """What the newest checkpoint says of its run.
@@ -70,31 +87,62 @@ class Checkpoints:
                 RunConfig.from_dict(fields["config"]),
                 BucketPlan.from_json(fields["plan"]),
                 fields["records"],
+                tuple(fields["marks"]),
             )
         except (KeyError, TypeError, ValueError, OSError, UsageError) as error:
             raise UsageError(
                 f"{self._path / str(step)} is no checkpoint of this version of spp_jax: {_line(error)}"
             ) from None
 
-    def save(self, step: int, model: nnx.State, training: Any, about: About) -> None:
+    def save(
+        self, step: int, model: nnx.State, training: Any, about: About, srcc: float | None = None
+    ) -> None:
         """Save in the background what stands after ``step`` steps; older ones are pruned.
 
         The arrays are copied before this returns.
+
+        Args:
+            step: how many are done.
+            model: all variables to judge with.
+            training: what else it takes to go on.
+            about: the run.
+            srcc: of the validation part, where it was just judged.
+
+        Raises:
+            OSError: this one or the one before could not be written.
         """
         described = {
             "format": _FORMAT,
             "config": about.config.to_dict(),
             "plan": about.plan.to_json(),
             "records": about.records,
+            "marks": about.marks,
         }
-        self._open().save(
-            step,
-            args=ocp.args.Composite(
-                model=ocp.args.StandardSave(nnx.to_pure_dict(model)),
-                training=ocp.args.StandardSave(_arrays(training)),
-                about=ocp.args.JsonSave(described),
-            ),
+        self._written(
+            lambda: self._open().save(
+                step,
+                metrics=None if srcc is None else {"srcc": srcc},
+                args=ocp.args.Composite(
+                    model=ocp.args.StandardSave(nnx.to_pure_dict(model)),
+                    training=ocp.args.StandardSave(_arrays(training)),
+                    about=ocp.args.JsonSave(described),
+                ),
+            )
         )
+
+    def wait(self) -> None:
+        """Until the last save is complete.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        self._written(self._open().wait_until_finished)
+
+    def _written(self, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except (ValueError, RuntimeError, OSError) as error:  # which of these depends on the file system
+            raise OSError(f"no checkpoint can be written to {self._path}: {_line(error)}") from None
 
     def restore_model(self, like: nnx.State) -> nnx.State:
         """The newest model's variables.
@@ -109,6 +157,44 @@ class Checkpoints:
         restored = nnx.clone(like)
         nnx.replace_by_pure_dict(restored, self._restore("model", pure))
         return restored
+
+    def restore_like(self, like: nnx.State) -> tuple[nnx.State, list[str], list[str]]:
+        """The newest model's variables where they have the same path and shape, to begin another run with.
+
+        Returns:
+            The state, its paths that were taken, and those that were not.
+
+        Raises:
+            UsageError: there is no checkpoint, it is damaged, or nothing of it fits.
+        """
+        step = self._latest()
+        try:
+            saved = self._open().item_metadata(step)["model"]
+            abstract = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), getattr(saved, "tree", saved)
+            )
+            args = ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
+            found = _flat(self._open().restore(step, args=args)["model"])
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise UsageError(f"{self._path / str(step)} cannot be restored: {_line(error)}") from None
+        pure = nnx.to_pure_dict(like)
+        taken = [
+            path for path, leaf in _flat(pure).items() if path in found and found[path].shape == leaf.shape
+        ]
+        if not taken:
+            raise UsageError(
+                f"{self._path / str(step)} has no variable of the path and shape of this model's"
+            )
+        names = iter(_flat(pure))
+        restored = nnx.clone(like)
+        nnx.replace_by_pure_dict(
+            restored,
+            jax.tree.map(
+                lambda leaf: jnp.asarray(found[name], leaf.dtype) if (name := next(names)) in taken else leaf,
+                pure,
+            ),
+        )
+        return restored, taken, [name for name in _flat(pure) if name not in taken]
 
     def restore_training(self, like: Any) -> Any:
         """The newest training part; ``like`` and errors as for :meth:`restore_model`."""
@@ -138,7 +224,16 @@ class Checkpoints:
         if self._manager is None:
             self._manager = ocp.CheckpointManager(
                 self._path,
-                options=ocp.CheckpointManagerOptions(max_to_keep=_KEPT, create=True),
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=AnyPreservationPolicy(
+                        [
+                            LatestN(_KEPT),
+                            BestN(get_metric_fn=_srcc, n=1, keep_checkpoints_without_metrics=False),
+                        ]
+                    ),
+                    best_fn=_srcc,
+                    create=True,
+                ),
                 # Named beforehand: without, what a new process finds on disk has no metadata to compare.
                 item_handlers={
                     "model": ocp.StandardCheckpointHandler(),
@@ -149,6 +244,10 @@ class Checkpoints:
         return self._manager
 
 
+def _srcc(metrics: dict[str, float]) -> float:
+    return metrics["srcc"]
+
+
 def _arrays(tree: Any) -> dict[str, Any]:
     """The leaves under their paths, in order: a structure that Orbax keeps as it is."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
@@ -156,20 +255,22 @@ def _arrays(tree: Any) -> dict[str, Any]:
 
 
 def _compare(part: str, saved: Any, expected: Any) -> None:
-    def flat(tree) -> dict[str, tuple]:
-        leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {
-            jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(leaf.shape), str(leaf.dtype))
-            for path, leaf in leaves
-        }
-
-    have, want = flat(getattr(saved, "tree", saved)), flat(expected)
+    have, want = (
+        {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in _flat(tree).items()}
+        for tree in (getattr(saved, "tree", saved), expected)
+    )
     for path in sorted(set(have) | set(want)):
         if have.get(path) != want.get(path):
             raise ValueError(
                 f"it is of another model: {part}/{path} is {have.get(path, 'absent')} there and "
                 f"{want.get(path, 'absent')} here"
             )
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """The leaves by path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _line(error: Exception) -> str:

@@ -43,6 +43,9 @@ class Decoding:
         return np.where(scale < 1, scaled, sizes)
 
 
+_OPTIMIZERS = ("adamw", "sgd")
+_DTYPES = ("float32", "bfloat16", "float64")
+
 ANY_SIZE = Decoding(refuse_pixels=2**62)
 """Refuses no size: for facts about pictures that are kept, whatever a later run refuses."""
 
@@ -87,22 +90,48 @@ class RunConfig:
     both_orientations: bool = True
     """Portraits go through the programs compiled for landscapes, turned: fewer shapes for less padding.
     Exact; needs a network whose windows and levels are square."""
+    dtype: str = "float32"
+    """What the network computes in: float32, bfloat16 or float64 (with jax_enable_x64). Parameters,
+    statistics, logits and losses stay float32 or wider."""
+    loss: str = "cross_entropy"
+    """What is trained for: cross_entropy (the score, taken for the probability of being good), good (binary
+    cross-entropy on it), huber (regression on the score), emd (squared earth mover's distance of votes)."""
+    huber_delta: float = 0.1
+    """Of --loss huber: the error, in scores, from which it grows linearly and no longer by its square."""
+    optimizer: str = "adamw"
+    """adamw, or sgd with momentum."""
     learning_rate: float = 1e-3
-    """Peak of the learning rate (AdamW, linear warm-up, then cosine)."""
+    """Peak of the learning rate (linear warm-up, then cosine)."""
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises."""
     weight_decay: float = 0.05
-    """AdamW's decoupled weight decay, per step, times the learning rate."""
+    """Decoupled weight decay, per update, times the learning rate."""
+    momentum: float = 0.9
+    """Of --optimizer sgd."""
+    beta1: float = 0.9
+    """Of --optimizer adamw: decay of the mean of the gradients."""
+    beta2: float = 0.999
+    """Of --optimizer adamw: decay of the mean of their squares."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
+    accumulate: int = 1
+    """Parameters are updated once in so many steps, by the mean of their gradients."""
+    ema: float | None = None
+    """Judge by an average of the parameters over steps that decays by this factor, such as .999."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that stay as they are: patterns of their paths, such as 'body/*'."""
     flip: bool = True
     """Mirror half of the training pictures, anew in every epoch."""
     scales: tuple[float, ...] = (1.0,)
     """Sizes at which a training picture is seen, of its own, epoch by epoch in turns (SPP-net, 2.3)."""
+    init_from: str | None = None
+    """Begin with the variables of this run's latest checkpoint, where path and shape are the same."""
     seed: int = 0
     """Of parameters, order and mirroring."""
     save_every: int = 200
     """Steps between checkpoints."""
+    save_minutes: float | None = None
+    """Save also when so many minutes have passed since the last checkpoint (on one host)."""
 
     def __post_init__(self):
         """Refuse values that mean nothing, before any work is done.
@@ -119,6 +148,7 @@ class RunConfig:
             "refuse_pixels",
             "min_side",
             "save_every",
+            "accumulate",
         ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         self._require("steps", self.steps is None or self.steps >= 1, "at least 1")
@@ -129,7 +159,13 @@ class RunConfig:
         self._require("background", all(0 <= c <= 255 for c in self.background), "three numbers, 0 to 255")
         self._require("max_failed", 0 <= self.max_failed <= 1, "in [0, 1]")
         self._require("seed", self.seed >= 0, "at least 0")
-        for name in ("learning_rate", "clip_norm"):
+        for name, known in (("optimizer", _OPTIMIZERS), ("dtype", _DTYPES)):
+            self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
+        for name in ("momentum", "beta1", "beta2"):
+            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
+        self._require("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1")
+        self._require("save_minutes", self.save_minutes is None or self.save_minutes > 0, "above 0")
+        for name in ("learning_rate", "clip_norm", "huber_delta"):
             self._require(name, getattr(self, name) > 0, "above 0")
         self._require("weight_decay", self.weight_decay >= 0, "at least 0")
         self._require("warmup", 0 <= self.warmup < 1, "in [0, 1)")

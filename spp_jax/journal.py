@@ -1,6 +1,7 @@
-"""What a run writes down as it goes: `metrics.jsonl`, `skipped.csv`, and `curves.png` drawn from them."""
+"""What a run writes down as it goes: `metrics.jsonl`, TensorBoard's events, `skipped.csv`, `curves.png`."""
 
 import csv
+import io
 import itertools
 import json
 import os
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorboardX import SummaryWriter
+
+from spp_jax.addresses import is_address
 
 __all__ = ["Journal", "draw_curves", "read_journal", "write_skipped"]
 
@@ -16,35 +20,65 @@ __all__ = ["Journal", "draw_curves", "read_journal", "write_skipped"]
 class Journal:
     """The metrics of a run, one JSON object a line, each with the number of steps done.
 
-    Step lines hold ``loss``, ``accuracy`` and ``pictures``; validation lines hold ``validation``, an
-    object. Opened at a step, it forgets the lines beyond: a run resumed there writes them again, with
-    no gap and no repeat.
+    Step lines hold ``loss``, ``accuracy``, ``grad_norm`` and ``pictures``; validation lines hold
+    ``validation``, an object. Opened at a step, it forgets the lines beyond: a run resumed there writes
+    them again, with no gap and no repeat. The same figures go to TensorBoard, in the folder
+    ``tensorboard``, where the run is on a disk.
     """
 
-    def __init__(self, folder: Path, step: int):
-        """Open the journal of the run in ``folder``, which is made if need be."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, step: int, *, writes: bool = True):
+        """Open the journal of the run in ``folder``, which is made if need be.
+
+        Args:
+            folder: of the run; at an address the file is written anew at each flush, as none grows there.
+            step: how many steps are done.
+            writes: False: only read and remember, on all hosts but one.
+        """
         self._path = folder / "metrics.jsonl"
         self.lines = [line for line in read_journal(folder) if line["step"] <= step]
+        self._writes, self._file, self._board = writes, None, None
+        if not writes:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if is_address(folder):
+            return
         whole = self._path.with_suffix(".tmp")
-        whole.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
+        whole.write_text(self._text())
         os.replace(whole, self._path)
         self._file = self._path.open("a")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line."""
         self.lines.append(line)
-        self._file.write(json.dumps(line) + "\n")
+        if self._file:
+            self._file.write(json.dumps(line) + "\n")
+        if self._board:
+            checked = "validation" in line
+            for name, value in (line["validation"] if checked else line).items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(
+                        f"{'validation' if checked else 'train'}/{name}", value, line["step"]
+                    )
 
     def flush(self) -> None:
         """Have everything on disk; called before a checkpoint, which must never be ahead of it."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._file and self._board:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._board.flush()
+        elif self._writes:
+            self._path.write_text(self._text())
 
     def close(self) -> None:
         """Flush and close the file."""
         self.flush()
-        self._file.close()
+        if self._file and self._board:
+            self._file.close()
+            self._board.close()
+
+    def _text(self) -> str:
+        return "".join(json.dumps(line) + "\n" for line in self.lines)
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
@@ -62,20 +96,20 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 def write_skipped(path: Path, skipped: dict[str, str]) -> None:
     """List the photographs that were skipped: columns ``photograph`` and ``reason``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["photograph", "reason"])
-        writer.writerows(sorted(skipped.items()))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["photograph", "reason"])
+    writer.writerows(sorted(skipped.items()))
+    path.write_bytes(text.getvalue().encode())
 
 
-def draw_curves(lines: list[dict[str, Any]], epochs_done: Callable[[int], float], path: Path) -> None:
-    """Accuracy and loss by epoch, training and validation, as a PNG.
+def draw_curves(lines: list[dict[str, Any]], epochs_done: Callable[[int], float]) -> bytes:
+    """Accuracy and loss by epoch, training and validation: a PNG.
 
     Args:
         lines: of a :class:`Journal`.
         epochs_done: of a number of steps; training figures are averaged over an epoch, weighted by
             pictures.
-        path: where to draw.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -106,4 +140,6 @@ def draw_curves(lines: list[dict[str, Any]], epochs_done: Callable[[int], float]
         axes.set(title=f"Model {name}", xlabel="epoch", ylabel=name)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(path, dpi=120)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=120, format="png")
+    return file.getvalue()

@@ -1,8 +1,9 @@
 """A trained model applied to photographs."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +11,18 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from spp_jax.addresses import path_at
 from spp_jax.buckets import BucketPlan, plan_buckets
 from spp_jax.checkpoints import Checkpoints
-from spp_jax.compilation import BucketExecutables, abstract, data_mesh, over_rows, replicated
+from spp_jax.compilation import BucketExecutables, abstract, data_mesh, replicated
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.decoding import Photo
-from spp_jax.data.loading import abstract_batch, load_batches
+from spp_jax.data.loading import OF_ANOTHER_HOST, Batch, abstract_batch, load_batches, put
 from spp_jax.data.records import Records, photo_records
 from spp_jax.data.schedule import in_order
-from spp_jax.models import SPPNet, create_model
-from spp_jax.padded import Padded
+from spp_jax.losses import Loss, create_loss
+from spp_jax.models import SPPNet
+from spp_jax.training import build_model
 
 __all__ = ["Scorer", "forward_executables", "score_records"]
 
@@ -36,8 +39,8 @@ class Scorer:
         skipped: the reason for each photograph of the latest call that has no score, by its place.
     """
 
-    def __init__(self, model: SPPNet, config: RunConfig):
-        """Take a trained model and the configuration of its run."""
+    def __init__(self, model: SPPNet, config: RunConfig, loss: Loss | None = None):
+        """Take a trained model, the configuration of its run, and its loss (None: one without votes)."""
         model.eval()
         self.config = config
         self.min_size = (max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side))
@@ -45,7 +48,10 @@ class Scorer:
         graph, variables = nnx.split(model)
         self._mesh = data_mesh()
         self._variables = jax.device_put(variables, replicated(self._mesh))
-        self._forward = forward_executables(graph, self._variables, self._mesh)
+        loss = loss or create_loss(config.loss, huber_delta=config.huber_delta)
+        self._forward = forward_executables(
+            graph, dataclasses.replace(loss, of=_unknown), self._variables, self._mesh
+        )
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> "Scorer":
@@ -54,15 +60,17 @@ class Scorer:
         Raises:
             UsageError: there is no checkpoint, or it is not one of a run of this version.
         """
-        with Checkpoints(Path(path)) as checkpoints:
-            config = checkpoints.about().config
+        with Checkpoints(path_at(path)) as checkpoints:
+            about = checkpoints.about()
+            config = about.config
             try:
-                model = create_model(config.model, levels=config.levels, rngs=nnx.Rngs(0))
-            except ValueError as error:
+                loss = create_loss(config.loss, marks=about.marks, huber_delta=config.huber_delta)
+                model = build_model(config, loss.outputs)
+            except UsageError as error:
                 raise UsageError(f"{path} is no checkpoint of this version of spp_jax: {error}") from None
             graph, variables = nnx.split(model)
             variables = checkpoints.restore_model(variables)
-        return cls(nnx.merge(graph, variables), config)
+        return cls(nnx.merge(graph, variables), config, loss)
 
     def score(
         self, photos: Iterable[Photo], *, progress: Callable[[int], Any] = lambda count: None
@@ -88,29 +96,56 @@ class Scorer:
     ) -> tuple[np.ndarray, dict[int, str]]:
         """As the function of this name, with a plan made for these records."""
         plan = plan_buckets(records.sizes, **self.config.bucketing)
-        return score_records(self._forward, self._variables, records, plan, self._mesh, progress)
+        records = dataclasses.replace(records, histograms=None)  # labels that scores do not need
+        scores, _, skipped = score_records(
+            self._forward, self._variables, records, plan, self._mesh, progress
+        )
+        return scores, skipped
 
 
-def forward_executables(graph: nnx.GraphDef, variables: nnx.State, mesh: Mesh) -> BucketExecutables:
-    """The model in evaluation mode, ``(variables, images) -> scores [batch]``, for any bucket.
+def forward_executables(
+    graph: nnx.GraphDef, loss: Loss, variables: nnx.State, mesh: Mesh, marks: int = 0
+) -> BucketExecutables:
+    """The model in evaluation mode, ``(variables, batch) -> Judged``, for any bucket.
 
     Args:
         graph: the model's static part.
+        loss: how its logits are read.
         variables: the others, or their shapes and dtypes.
         mesh: as :func:`spp_jax.compilation.data_mesh` makes it.
+        marks: of the records' histograms, where they have them.
     """
     like = abstract(variables, replicated(mesh))
 
-    def forward(variables: nnx.State, images: Padded) -> jax.Array:
+    def forward(variables: nnx.State, batch: Batch) -> Judged:
         model = nnx.merge(graph, variables, copy=True)
         model.eval()
-        return jax.nn.sigmoid(model(images)[:, 0].astype(jnp.float32))
+        logits = model(batch.images)
+        return Judged(loss.score(logits), loss.of(logits, batch), batch.weights)
 
     return BucketExecutables(
         forward,
-        lambda bucket: (like, abstract_batch(bucket, mesh).images),
+        lambda bucket: (like, abstract_batch(bucket, mesh, marks)),
         out_shardings=replicated(mesh),
     )
+
+
+def _unknown(logits: jax.Array, batch: Batch) -> jax.Array:
+    return jnp.full(len(logits), jnp.nan)
+
+
+class Judged(NamedTuple):
+    """What a forward program gives, each ``[batch]``, on every host.
+
+    Attributes:
+        scores: in [0, 1].
+        losses: by the labels.
+        weights: of the batch.
+    """
+
+    scores: jax.Array
+    losses: jax.Array
+    weights: jax.Array
 
 
 def score_records(
@@ -120,7 +155,7 @@ def score_records(
     plan: BucketPlan,
     mesh: Mesh,
     progress: Callable[[int], Any] = lambda count: None,
-) -> tuple[np.ndarray, dict[int, str]]:
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Score every record exactly once.
 
     Args:
@@ -132,24 +167,25 @@ def score_records(
         progress: called with the number of pictures done since the last call.
 
     Returns:
-        Scores, float32 ``[n]``, NaN where unreadable; and the reasons, by index.
+        Scores and losses, float32 ``[n]``, NaN where unreadable; and the reasons, by index.
 
     Raises:
         DoesNotFitError: a batch needs more memory than the device has.
         FloatingPointError: the score of a picture that was read is no number.
     """
-    scores = np.full(len(records), np.nan, np.float32)
+    scores, losses = np.full((2, len(records)), np.nan, np.float32)
     skipped: dict[int, str] = {}
     specs = in_order(records.sizes, plan)
     for _ in forward.compile_all(spec.bucket for spec in specs):  # several at a time
         pass
     for spec, batch, failed in load_batches(records, specs, devices=mesh.size):
-        images = jax.device_put(batch.images, over_rows(batch.images, mesh))
-        found = np.asarray(forward[spec.bucket].call(variables, images))
-        read = [row for row, index in enumerate(spec.rows) if index not in failed]
-        if not np.isfinite(found[read]).all():
+        judged = jax.device_get(forward[spec.bucket].call(variables, put(batch, mesh)))
+        rows = np.flatnonzero(judged.weights)  # the others could not be read
+        if not np.isfinite(judged.scores[rows]).all():
             raise FloatingPointError("the model gives scores that are no numbers: its training diverged")
-        scores[[spec.rows[row] for row in read]] = found[read]
-        skipped |= failed
+        members = np.asarray(spec.rows)[rows]
+        scores[members], losses[members] = judged.scores[rows], judged.losses[rows]
+        missing = set(spec.rows) - set(members.tolist())
+        skipped |= {index: failed.get(index, OF_ANOTHER_HOST) for index in sorted(missing)}
         progress(len(spec.rows))
-    return scores, skipped
+    return scores, losses, skipped

@@ -1,28 +1,32 @@
-"""Training: the loss, a pure step, and the loop that runs it over a schedule."""
+"""Training: a pure step, and the loop that runs it over a schedule."""
 
+import dataclasses
+import fnmatch
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from spp_jax.compilation import BucketExecutables, abstract, over_rows, replicated
-from spp_jax.config import RunConfig
-from spp_jax.data.loading import Batch, abstract_batch, load_batches
+from spp_jax.compilation import BucketExecutables, abstract, replicated
+from spp_jax.config import RunConfig, UsageError
+from spp_jax.data.loading import OF_ANOTHER_HOST, Batch, abstract_batch, load_batches, put
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import Schedule
-from spp_jax.models import create_model
+from spp_jax.losses import Loss, create_loss
+from spp_jax.models import SPPNet, create_model
 
 __all__ = [
+    "Recipe",
     "StepMetrics",
     "TrainState",
-    "create_optimizer",
-    "create_state",
+    "build_model",
+    "create_training",
     "fit",
-    "score_loss",
     "step_executables",
     "train_step",
 ]
@@ -34,118 +38,185 @@ class TrainState(NamedTuple):
     Attributes:
         params: what is learnt.
         stats: the model's other variables, such as running statistics.
-        opt_state: of the optimiser; it counts the steps.
+        opt_state: of the optimiser; it counts the updates.
+        average: of the parameters over the steps, by which the model judges; None: it judges by them.
     """
 
     params: nnx.State
     stats: nnx.State
     opt_state: optax.OptState
+    average: nnx.State | None = None
+
+    @property
+    def model(self) -> nnx.State:
+        """The variables to judge with."""
+        return nnx.merge_state(self.params if self.average is None else self.average, self.stats)
 
 
 class StepMetrics(NamedTuple):
-    """Sums over the pictures of one batch, float32 scalars.
+    """Of one batch: sums over its pictures, float32 scalars, and what tells which these were.
 
     Attributes:
         loss: summed over pictures.
         correct: good pictures judged at least 0.5, and others below.
         pictures: how many were of weight 1.
+        grad_norm: of the whole gradient, before it is clipped.
+        weights: float32 ``[batch]``, of its rows.
     """
 
     loss: jax.Array
     correct: jax.Array
     pictures: jax.Array
+    grad_norm: jax.Array
+    weights: jax.Array
 
 
-def score_loss(logits: jax.Array, scores: jax.Array) -> jax.Array:
-    """Cross-entropy between the judged and the true probability of being good, per picture.
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that is static about a step.
 
-    Args:
-        logits: float ``[batch]``.
-        scores: float ``[batch]`` in [0, 1].
+    Attributes:
+        graph: the model's static part.
+        loss: what it is trained for.
+        optimizer: of its parameters.
+        mean_batch: pictures per step, averaged over the schedule.
+        ema: decay of the average of the parameters; None: there is none.
+    """
+
+    graph: nnx.GraphDef
+    loss: Loss
+    optimizer: optax.GradientTransformation
+    mean_batch: float
+    ema: float | None = None
+
+
+def build_model(config: RunConfig, outputs: int) -> SPPNet:
+    """The network of a run, as it is before training.
 
     Raises:
-        ValueError: the shapes are not equal ``[batch]``: broadcasting would hide a mistake.
+        UsageError: there is no such model, or not with these levels.
     """
-    if logits.shape != scores.shape or logits.ndim != 1:
-        raise ValueError(f"logits {logits.shape} and scores {scores.shape} must both be [batch]")
-    return optax.sigmoid_binary_cross_entropy(logits, scores)
+    dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
+    try:
+        return create_model(
+            config.model, levels=config.levels, outputs=outputs, dtype=dtype, rngs=nnx.Rngs(config.seed)
+        )
+    except ValueError as error:
+        raise UsageError(f"--model {config.model}: {error}") from None
 
 
-def create_optimizer(config: RunConfig, total_steps: int) -> optax.GradientTransformation:
-    """AdamW (Loshchilov and Hutter 2019) with clipping, linear warm-up and cosine decay."""
+def create_training(
+    config: RunConfig, total_steps: int, mean_batch: float, marks: tuple[float, ...] = ()
+) -> tuple[Recipe, TrainState]:
+    """What is static about a run's steps, and the state before the first.
+
+    The optimiser is AdamW (Loshchilov and Hutter 2019) or SGD with momentum and decoupled weight decay, with
+    clipping, linear warm-up and cosine decay; with accumulation its schedule counts updates.
+
+    Args:
+        config: of the run.
+        total_steps: where the learning rate ends.
+        mean_batch: the schedule's constant.
+        marks: of the records' votes.
+
+    Raises:
+        UsageError: the configuration names something unknown, or freezes nothing or everything.
+    """
+    loss = create_loss(config.loss, marks=marks, huber_delta=config.huber_delta)
+    model = build_model(config, loss.outputs)
+    model.train()
+    graph, params, stats = nnx.split(model, nnx.Param, ...)
+    optimizer = _optimizer(config, -(-total_steps // config.accumulate), params)
+    # Copied: a step is given the whole state for good, and two of its arrays must not be one.
+    average = None if config.ema is None else jax.tree.map(jnp.copy, params)
+    recipe = Recipe(graph, loss, optimizer, mean_batch, config.ema)
+    return recipe, TrainState(params, stats, optimizer.init(params), average)
+
+
+def _optimizer(config: RunConfig, updates: int, params: nnx.State) -> optax.GradientTransformation:
     rate = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=min(round(config.warmup * total_steps), total_steps - 1),
-        decay_steps=total_steps,
+        warmup_steps=min(round(config.warmup * updates), updates - 1),
+        decay_steps=updates,
     )
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(rate, weight_decay=config.weight_decay),
-    )
+    if config.optimizer == "adamw":
+        update = optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay)
+    else:
+        update = optax.chain(
+            optax.trace(config.momentum),
+            optax.add_decayed_weights(config.weight_decay),
+            optax.scale_by_learning_rate(rate),
+        )
+    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+    if config.freeze:
+        labels = _frozen(config.freeze, params)
+        optimizer = optax.partition({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
+    if config.accumulate > 1:
+        multi = optax.MultiSteps(optimizer, config.accumulate)
+        optimizer = optax.GradientTransformation(multi.init, multi.update)  # pyright: ignore
+    return optimizer
 
 
-def create_state(
-    config: RunConfig, optimizer: optax.GradientTransformation
-) -> tuple[nnx.GraphDef, TrainState]:
-    """The model's static part, and the state before the first step."""
-    model = create_model(config.model, levels=config.levels, rngs=nnx.Rngs(config.seed))
-    model.train()
-    graph, params, stats = nnx.split(model, nnx.Param, ...)
-    return graph, TrainState(params, stats, optimizer.init(params))
+def _frozen(patterns: tuple[str, ...], params: nnx.State) -> nnx.State:
+    """For each parameter, "freeze" or "train"."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = [jax.tree_util.keystr(path[:-1], simple=True, separator="/") for path, _ in leaves]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise UsageError(
+                f"--freeze {pattern}: no parameter's path is like that; there are {', '.join(names)}"
+            )
+    labels = ["freeze" if any(fnmatch.fnmatch(name, p) for p in patterns) else "train" for name in names]
+    if "train" not in labels:
+        raise UsageError(f"--freeze {' '.join(patterns)}: nothing is left to train")
+    return jax.tree.unflatten(jax.tree.structure(params), labels)
 
 
-def train_step(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    mean_batch: float,
-    state: TrainState,
-    batch: Batch,
-) -> tuple[TrainState, StepMetrics]:
-    """One step of gradient descent; pure. The first three arguments are static.
+def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+    """One step of gradient descent; pure. The recipe is static.
 
     The batch's losses are summed and divided by ``mean_batch``, the schedule's constant, so that every
     picture weighs the same in an epoch whether its bucket's batches are large or small.
     """
 
-    def objective(params: nnx.State):
-        model = nnx.merge(graph, params, state.stats, copy=True)
-        logits = model(batch.images)[:, 0]
-        losses = score_loss(logits, batch.scores)
-        correct = (logits >= 0) == batch.good
-        metrics = StepMetrics(batch.weights @ losses, batch.weights @ correct, batch.weights.sum())
-        return metrics.loss / mean_batch, (nnx.state(model, nnx.Not(nnx.Param)), metrics)
+    def objective(params: nnx.State) -> tuple[jax.Array, tuple]:
+        model: Any = nnx.merge(recipe.graph, params, state.stats, copy=True)
+        logits = model(batch.images)
+        losses = recipe.loss.of(logits, batch)
+        correct = (recipe.loss.score(logits) >= 0.5) == batch.good
+        found = batch.weights @ losses
+        metrics = found, batch.weights @ correct, batch.weights.sum()
+        return found / recipe.mean_batch, (nnx.state(model, nnx.Not(nnx.Param)), metrics)
 
     grads, (stats, metrics) = jax.grad(objective, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
     params: Any = optax.apply_updates(state.params, updates)
-    return TrainState(params, stats, opt_state), metrics
+    average: Any = state.average
+    if recipe.ema is not None:
+        average = optax.incremental_update(params, average, 1 - recipe.ema)
+    loss, correct, pictures = metrics
+    metrics = StepMetrics(loss, correct, pictures, optax.tree.norm(grads), batch.weights)
+    return TrainState(params, stats, opt_state, average), metrics
 
 
-def step_executables(
-    graph: nnx.GraphDef,
-    optimizer: optax.GradientTransformation,
-    mean_batch: float,
-    state: TrainState,
-    mesh: Mesh,
-) -> BucketExecutables:
+def step_executables(recipe: Recipe, state: TrainState, mesh: Mesh, marks: int = 0) -> BucketExecutables:
     """:func:`train_step` as ``(state, batch) -> (state, metrics)``, for any bucket.
 
     Args:
-        graph: the model's static part.
-        optimizer: of its parameters.
-        mean_batch: the schedule's constant.
+        recipe: what is static.
         state: or its shapes and dtypes. It is donated: not to be used again after a step.
         mesh: every device has the whole state and its share of a batch's rows.
+        marks: of the records' histograms, where they have them.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        return train_step(graph, optimizer, mean_batch, state, batch)
+        return train_step(recipe, state, batch)
 
     like = abstract(state, replicated(mesh))
     return BucketExecutables(
         step,
-        lambda bucket: (like, abstract_batch(bucket, mesh)),
+        lambda bucket: (like, abstract_batch(bucket, mesh, marks)),
         donate_argnums=(0,),
         out_shardings=replicated(mesh),
     )
@@ -173,32 +244,40 @@ def fit(
         start: the first step, counted from 0.
         stop: one past the last.
         after_step: called with the number of steps done, the state, and of the step its mean
-            ``loss`` and ``accuracy``, the ``pictures`` it saw and those that ``failed`` (reason by
-            index); training ends early where it returns True. It must not keep the state.
+            ``loss`` and ``accuracy``, the ``grad_norm``, the ``pictures`` it saw and those that
+            ``failed`` (reason by index); training ends early where it returns True. It must not keep
+            the state.
 
     Returns:
         The state after the last step that ran.
 
     Raises:
-        FloatingPointError: a loss is not finite; names the step, its bucket and its pictures.
+        FloatingPointError: a loss or a gradient is not finite; names the step, its bucket and its pictures.
     """
     batches = load_batches(records, schedule.steps(start, stop), devices=mesh.size)
     for done, (spec, batch, failed) in enumerate(batches, start + 1):
-        on_device = jax.device_put(batch, over_rows(batch, mesh))
+        on_device = put(batch, mesh)
         with jax.transfer_guard("disallow"):
             state, sums = executables[spec.bucket].call(state, on_device)
-        loss, correct, pictures = map(float, jax.device_get(sums))
-        if not math.isfinite(loss):
+        *sums, weights = jax.device_get(sums)
+        loss, correct, pictures, grad_norm = map(float, sums)
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
             names = ", ".join(records.ids[index] for index in spec.rows)
+            what, found = ("gradient's norm", grad_norm) if math.isfinite(loss) else ("loss", loss)
             raise FloatingPointError(
-                f"the loss of step {done} is {loss} (bucket {spec.bucket}, pictures "
+                f"the {what} of step {done} is {found} (bucket {spec.bucket}, pictures "
                 f"{names}): lower --learning-rate; the checkpoints before it stand"
             )
         metrics = {
             "loss": loss / max(pictures, 1),
             "accuracy": correct / max(pictures, 1),
+            "grad_norm": grad_norm,
             "pictures": int(pictures),
-            "failed": failed,
+            "failed": {
+                index: failed.get(index, OF_ANOTHER_HOST)
+                for index, weight in zip(spec.rows, weights, strict=False)
+                if not weight
+            },
         }
         if after_step(done, state, metrics):
             break

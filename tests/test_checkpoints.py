@@ -8,7 +8,7 @@ from flax import nnx
 from spp_jax import Bucket, BucketPlan, Scorer, create_model
 from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.config import RunConfig, UsageError
-from spp_jax.training import create_optimizer
+from spp_jax.training import create_training
 
 PLAN = BucketPlan((Bucket((32, 48), 2),))
 ABOUT = About(RunConfig(steps=3, levels=(1, 3)), PLAN, "0123")
@@ -20,8 +20,7 @@ def variables(seed=0, **options):
 
 @pytest.fixture
 def training():
-    params = nnx.state(create_model("compact", rngs=nnx.Rngs(0)), nnx.Param)
-    return create_optimizer(RunConfig(), 10).init(params)
+    return create_training(RunConfig(), 10, 8.0)[1].opt_state
 
 
 def assert_equal(found, expected):

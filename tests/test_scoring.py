@@ -8,6 +8,7 @@ from spp_jax import Scorer, create_model, plan_buckets
 from spp_jax.compilation import data_mesh, replicated
 from spp_jax.config import RunConfig
 from spp_jax.data.decoding import decode
+from spp_jax.losses import create_loss
 from spp_jax.scoring import forward_executables, score_records
 from spp_jax.testing import assert_no_compilations, count_compilations
 
@@ -43,11 +44,11 @@ def test_any_plan_gives_the_same_scores(model):
     graph, variables = nnx.split(model)
     mesh = data_mesh()
     variables = jax.device_put(variables, replicated(mesh))
-    forward = forward_executables(graph, variables, mesh)
+    forward = forward_executables(graph, create_loss("good"), variables, mesh)
     scores = []
     for most, pixels in ((1, 1), (3, 30_000), (6, 8_000)):
         plan = plan_buckets(RECORDS.sizes, most, pixels_per_step=pixels)
-        found, skipped = score_records(forward, variables, RECORDS, plan, mesh)
+        found, _, skipped = score_records(forward, variables, RECORDS, plan, mesh)
         assert not skipped
         scores.append(found)
     for found in scores[1:]:

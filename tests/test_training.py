@@ -13,8 +13,9 @@ from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.loading import load_batches
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import Schedule
+from spp_jax.losses import create_loss
 from spp_jax.testing import count_compilations
-from spp_jax.training import create_optimizer, create_state, fit, score_loss, step_executables, train_step
+from spp_jax.training import create_training, fit, step_executables, train_step
 
 RECORDS = noise_records()
 CONFIG = RunConfig(buckets=3, pixels_per_step=20_000, learning_rate=1e-3)
@@ -28,11 +29,12 @@ class Run:
 
     schedule: Schedule
     records: Records = RECORDS
+    config: RunConfig = CONFIG
 
     def __post_init__(self):
-        self.optimizer = create_optimizer(CONFIG, 2 * self.schedule.first_step(1))
-        self.graph, self.state = create_state(CONFIG, self.optimizer)
-        self.step = step_executables(self.graph, self.optimizer, self.schedule.mean_batch, self.state, MESH)
+        total = 2 * self.schedule.first_step(1)
+        self.recipe, self.state = create_training(self.config, total, self.schedule.mean_batch)
+        self.step = step_executables(self.recipe, self.state, MESH)
 
     def fit(self, start: int, stop: int) -> list[dict]:
         seen = []
@@ -111,11 +113,12 @@ def test_every_picture_weighs_the_same_in_an_epochs_gradient(schedule, x64):
     """
     rng = np.random.default_rng(0)
     weights = jnp.asarray(rng.normal(size=3))
+    loss = create_loss("cross_entropy")
 
     def losses(weights, batch):
         mask = batch.images.mask()
         features = jnp.where(mask, batch.images.values, 0).sum((1, 2)) / jnp.maximum(mask.sum((1, 2)), 1)
-        return score_loss(features / 255 @ weights, jnp.asarray(batch.scores, jnp.float64))
+        return loss.of((features / 255 @ weights)[:, None], batch)
 
     plain = Schedule(RECORDS.sizes, PLAN, seed=0, flip=False)
     steps, sizes = [], []
@@ -139,8 +142,7 @@ def test_filler_rows_change_neither_parameters_nor_statistics(schedule):
     batch = jax.tree.map(jnp.asarray, batch)
     more = jax.tree.map(lambda x: jnp.concatenate([x, jnp.zeros_like(x[:2])]) if x.ndim else x, batch)
     found, expected = (
-        jax.jit(lambda state, b: train_step(run.graph, run.optimizer, 8.0, state, b))(run.state, b)
-        for b in (more, batch)
+        jax.jit(lambda state, b: train_step(run.recipe, state, b))(run.state, b) for b in (more, batch)
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5), found[0].stats, expected[0].stats
@@ -159,8 +161,7 @@ def test_a_step_on_turned_pictures_is_the_step_on_them_as_they_are(schedule):
     assert batches[0].images.turned
     assert batches[1].images.turned is None
     (turned, losses), (straight, other_losses) = (
-        jax.jit(lambda state, b: train_step(run.graph, run.optimizer, 8.0, state, b))(run.state, batch)
-        for batch in batches
+        jax.jit(lambda state, b: train_step(run.recipe, state, b))(run.state, batch) for batch in batches
     )
     np.testing.assert_allclose(losses.loss, other_losses.loss, rtol=1e-5)
     jax.tree.map(
@@ -192,19 +193,6 @@ def test_a_run_is_a_function_of_its_configuration(schedule):
     second.fit(0, 2)
     second.fit(2, 6)
     jax.tree.map(np.testing.assert_array_equal, first.state, second.state)
-
-
-class TestLoss:
-    def test_is_the_cross_entropy_with_the_score(self):
-        logits, scores = jnp.array([0.3, -2.0]), jnp.array([0.8, 0.2])
-        p = 1 / (1 + np.exp(-np.asarray(logits)))
-        expected = -(scores * np.log(p) + (1 - scores) * np.log(1 - p))
-        np.testing.assert_allclose(score_loss(logits, scores), expected, rtol=1e-5)
-
-    @pytest.mark.parametrize("shapes", [((3, 1), (3,)), ((3,), (1,)), ((3, 1), (3, 1))])
-    def test_refuses_shapes_that_would_broadcast(self, shapes):
-        with pytest.raises(ValueError, match=r"must both be \[batch\]"):
-            score_loss(jnp.zeros(shapes[0]), jnp.zeros(shapes[1]))
 
 
 class TestConfig:

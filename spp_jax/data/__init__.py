@@ -103,6 +103,7 @@ def _built(
         groups=tuple(fields["group"][order].tolist()),
         splits=splits if all(splits) else (),
         histograms=fields["votes"][order] if "votes" in fields else None,
+        marks=make.MARKS,
         decoding=decoding,
     )
     return records, skipped

@@ -18,7 +18,10 @@ from spp_jax.data.records import Records
 from spp_jax.data.schedule import BatchSpec
 from spp_jax.padded import Padded, pad_batch
 
-__all__ = ["Batch", "Loaded", "abstract_batch", "load_batches"]
+__all__ = ["OF_ANOTHER_HOST", "Batch", "Loaded", "abstract_batch", "load_batches", "put"]
+
+OF_ANOTHER_HOST = "the host that was to read it could not; its standard error says why"
+"""The reason, on all other hosts, for a picture that could not be read."""
 
 _AHEAD = 2  # batches decoded before they are asked for; more where they are small and workers many
 
@@ -32,12 +35,14 @@ class Batch(NamedTuple):
         scores: float32 ``[batch]``, 0 in rows of weight 0.
         good: bool ``[batch]``, False in rows of weight 0.
         weights: float32 ``[batch]``: 1, or 0 for filler rows and pictures that could not be read.
+        histograms: float32 ``[batch, marks]``, 0 in rows of weight 0; None where the records have none.
     """
 
     images: Padded
     scores: jax.Array
     good: jax.Array
     weights: jax.Array
+    histograms: jax.Array | None = None
 
 
 class Loaded(NamedTuple):
@@ -48,12 +53,13 @@ class Loaded(NamedTuple):
     failed: dict[int, str]
 
 
-def abstract_batch(bucket: Bucket, mesh: Mesh) -> Batch:
+def abstract_batch(bucket: Bucket, mesh: Mesh, marks: int = 0) -> Batch:
     """Shapes, dtypes and shardings of a bucket's batches, to compile for.
 
     Args:
         bucket: its global batches.
         mesh: their rows are filled up so that its devices divide them.
+        marks: of the records' histograms; 0 where they have none.
     """
 
     def array(dtype, *shape: int) -> Any:
@@ -62,8 +68,17 @@ def abstract_batch(bucket: Bucket, mesh: Mesh) -> Batch:
     rows = _rows(bucket, mesh.size)
     turned: Any = jax.ShapeDtypeStruct((), np.bool) if bucket.both_orientations else None
     images = Padded(array(np.uint8, *bucket.shape, 3), array(np.int32, len(bucket.shape)), turned)
-    batch = Batch(images, array(np.float32), array(np.bool), array(np.float32))
+    votes = array(np.float32, marks) if marks else None
+    batch = Batch(images, array(np.float32), array(np.bool), array(np.float32), votes)
     return jax.tree.map(abstract, batch, over_rows(batch, mesh))
+
+
+def put(batch: Any, mesh: Mesh) -> Any:
+    """A batch's arrays on the devices of the mesh; on several hosts each gives its share of the rows."""
+    shardings = over_rows(batch, mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, shardings)
+    return jax.tree.map(lambda x, to: jax.make_array_from_process_local_data(to, x), batch, shardings)
 
 
 def load_batches(
@@ -71,8 +86,8 @@ def load_batches(
     specs: Iterable[BatchSpec],
     *,
     devices: int = 1,
-    host: int = 0,
-    hosts: int = 1,
+    host: int | None = None,
+    hosts: int | None = None,
     workers: int | None = None,
 ) -> Generator[Loaded, None, None]:
     """Decode and pad the batches that ``specs`` names, in that order.
@@ -85,8 +100,8 @@ def load_batches(
         specs: which batches; consumed a few ahead.
         devices: rows of weight 0 fill a batch up to a multiple of this.
         host: which share of each batch's rows is read and given; all hosts' shares, one after the other,
-            are the batch.
-        hosts: how many share; it divides ``devices``.
+            are the batch. None: this process's.
+        hosts: how many share; it divides ``devices``. None: all of this run.
         workers: decoding threads (Pillow releases the interpreter lock); None: one per core.
 
     Yields:
@@ -95,6 +110,8 @@ def load_batches(
     Raises:
         ValueError: the hosts do not divide the devices.
     """
+    host = jax.process_index() if host is None else host
+    hosts = jax.process_count() if hosts is None else hosts
     if not 0 <= host < hosts or devices % hosts:
         raise ValueError(f"host {host} of {hosts} cannot have its share of the rows of {devices} devices")
     workers = workers or os.cpu_count() or 1
@@ -141,7 +158,9 @@ class _Loading:
         scores: Any = np.zeros(rows, np.float32)
         good: Any = np.zeros(rows, bool)
         self._records, self._spec = records, spec
-        self._batch: Any = Batch(images, scores, good, scores.copy())
+        given = records.histograms
+        votes: Any = None if given is None else np.zeros((rows, given.shape[1]), np.float32)
+        self._batch: Any = Batch(images, scores, good, scores.copy(), votes)
         members = list(zip(spec.rows, spec.mirrored, spec.sizes, strict=True))
         mine = members[host * rows : (host + 1) * rows]
         self.rows = [pool.submit(self._fill, row, *member) for row, member in enumerate(mine)]
@@ -172,4 +191,6 @@ class _Loading:
         batch.images.values[row, :height, :width] = pixels
         batch.images.sizes[row] = height, width
         batch.scores[row], batch.good[row], batch.weights[row] = records.scores[index], records.good[index], 1
+        if records.histograms is not None:
+            batch.histograms[row] = records.histograms[index]
         return None

@@ -52,13 +52,13 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
 
     Attributes:
         NEEDS: what the user must download by hand, and from where; empty where nothing.
-        MARKS: how many marks the votes are for; 0 where the source has none.
+        MARKS: the score that each mark stands for, worst first; empty where the source has no votes.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
     NEEDS: ClassVar[str] = ""
-    MARKS: ClassVar[int] = 0
+    MARKS: ClassVar[tuple[float, ...]] = ()
 
     @classmethod
     @abc.abstractmethod
@@ -113,7 +113,7 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
             "good": np.bool_,
         }
         if self.MARKS:
-            features["votes"] = tfds.features.Tensor(shape=(self.MARKS,), dtype=np.float32)
+            features["votes"] = tfds.features.Tensor(shape=(len(self.MARKS),), dtype=np.float32)
         return self.dataset_info_from_configs(
             description=__doc__,
             features=tfds.features.FeaturesDict(features),

@@ -33,6 +33,7 @@ class Records:
             where there is none.
         histograms: float32 ``[n, k]``, the share of votes for each of k marks, worst first; None where
             the source has no votes.
+        marks: the score that each of the k marks stands for; empty where there are no votes.
         decoding: how pictures become pixels.
     """
 
@@ -44,6 +45,7 @@ class Records:
     groups: tuple[str, ...]
     splits: tuple[str, ...] = ()
     histograms: np.ndarray | None = None
+    marks: tuple[float, ...] = ()
     decoding: Decoding = Decoding()  # noqa: RUF009  # frozen
 
     def __len__(self) -> int:
@@ -61,6 +63,7 @@ class Records:
             groups=tuple(self.groups[i] for i in places),
             splits=tuple(self.splits[i] for i in places) if self.splits else (),
             histograms=None if self.histograms is None else self.histograms[places],
+            marks=self.marks,
             decoding=self.decoding,
         )
 

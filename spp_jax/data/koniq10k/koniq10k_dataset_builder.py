@@ -20,7 +20,7 @@ class Builder(PhotoBuilder):
         "official split, koniq10k_distributions_sets.csv (database.mmsp-kn.de/koniq-10k-database.html)"
     )
     MANUAL_DOWNLOAD_INSTRUCTIONS = NEEDS
-    MARKS = 5
+    MARKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
     @classmethod
     def examples(cls, folder: Path) -> Iterator[Example]:
