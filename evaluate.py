@@ -74,6 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, FloatingPointError, DoesNotFitError) as error:
         print(f"evaluate.py: {error}", file=sys.stderr)
         return FAILED
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted", file=sys.stderr)
+        return FAILED
 
 
 def _evaluate_data(scorer: Scorer, options: Options) -> int:
@@ -136,7 +139,11 @@ def _expand(paths: Iterable[Path]) -> Iterable[Path]:
     """Files as they are; of folders, all files whose name ends like a picture's, in order of name."""
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
     for path in paths:
-        if not path.is_dir():
+        try:
+            is_folder = path.is_dir()
+        except OSError:  # a name that no file can have: reading it will say so
+            is_folder = False
+        if not is_folder:
             yield path
             continue
         found = [file for file in files_below(path) if file.suffix.lower() in endings]

@@ -114,6 +114,8 @@ class Job:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore  # names need not be text
     try:
         options = _parse(arguments)
         use_compilation_cache(options.cache_dir)
@@ -126,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
-        print("train.py: interrupted; what was saved stands: run again with --resume", file=sys.stderr)
+        print("train.py: interrupted; if anything was saved, --resume goes on with it", file=sys.stderr)
         return INTERRUPTED
 
 
@@ -174,6 +176,8 @@ def _prepare(options: Options) -> Job:
     config = options.run
     smallest = _smallest(config)
     records, unread = load_dataset(config.data, options.data_dir, config.decoding, say=_say)
+    if records.splits and config.protocol != "official":
+        _say(f"{config.data} has a split of its own, which --protocol official would use")
     create_loss(config.loss, marks=records.marks)  # refused now where it needs votes and there are none
     if config.loss != "emd":
         records = dataclasses.replace(records, histograms=None, marks=())

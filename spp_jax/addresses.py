@@ -6,6 +6,7 @@ file system: gcsfs for ``gs://``, s3fs for ``s3://``.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,9 @@ from tyro.constructors import PrimitiveConstructorSpec
 from spp_jax.config import UsageError
 
 __all__ = ["AnyPath", "files_below", "is_address", "path_at", "stamp"]
+
+
+_COLLAPSED = re.compile("[a-z0-9]+:/[^/]")
 
 
 def is_address(path: str | os.PathLike[str]) -> bool:
@@ -28,6 +32,8 @@ def path_at(path: str | os.PathLike[str]) -> Path:
     Raises:
         UsageError: an address for which no file system is known or installed.
     """
+    if isinstance(path, Path) and _COLLAPSED.match(str(path)):
+        raise UsageError(f"{path}: an address cannot be a pathlib.Path; give it as text, such as gs://bucket")
     if isinstance(path, Path | epath.Path):
         return path  # pyright: ignore[reportReturnType]
     if not is_address(path):
@@ -36,7 +42,7 @@ def path_at(path: str | os.PathLike[str]) -> Path:
     try:
         found: Any = epath.Path(text)
         found.exists()  # else the first use would find that there is no such file system
-    except (ImportError, KeyError, ValueError) as error:
+    except Exception as error:  # each file system has errors of its own
         reason = (
             f"no file system {error} is known"
             if isinstance(error, KeyError)
@@ -49,8 +55,10 @@ def path_at(path: str | os.PathLike[str]) -> Path:
 def stamp(path: Path) -> tuple[int, int]:
     """Length in bytes, and time of the last change: another pair where the content is another.
 
+    The time is 0 where the file system does not tell it.
+
     Raises:
-        OSError: there is no such file.
+        Exception: there is no such file, or it cannot be reached; of what kind, depends on the file system.
     """
     about: Any = path.stat()
     if is_address(path):  # whole seconds
@@ -59,9 +67,18 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """All files of a folder and of those in it, sorted."""
+    """All files of a folder and of those in it, sorted; links to folders are not followed.
+
+    Raises:
+        OSError: one of the folders cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     if not is_address(folder):
-        return sorted(Path(inner) / name for inner, _, names in os.walk(folder) for name in names)
+        walk = os.walk(folder, onerror=refuse)
+        return sorted(Path(inner) / name for inner, _, names in walk for name in names)
     found = []
     for path in folder.iterdir():
         found += files_below(path) if path.is_dir() else [path]

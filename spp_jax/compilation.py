@@ -105,7 +105,7 @@ class BucketExecutables:
         Raises:
             DoesNotFitError: at the end, and names every bucket that the compiler refused.
         """
-        pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count(), "compile")
+        pool = concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), "compile")
         waiting: set[concurrent.futures.Future] = set()
         refused = []
 

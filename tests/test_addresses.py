@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from spp_jax.addresses import files_below, path_at, stamp
@@ -29,3 +31,8 @@ def test_a_file_written_anew_has_another_stamp(bucket):
 def test_an_address_without_its_file_system_is_refused_and_says_why(address):
     with pytest.raises(UsageError, match=f"{address}: .*(s3fs|no file system)"):
         path_at(address)
+
+
+def test_an_address_that_lost_a_slash_is_refused():
+    with pytest.raises(UsageError, match=r"gs:/bucket: an address cannot be a pathlib\.Path"):
+        path_at(Path("gs://bucket"))

@@ -330,6 +330,7 @@ class TestEvaluate:
             tmp_path / "text.jpg",
             tmp_path / "small.png",
             tmp_path / "absent.png",
+            tmp_path / ("long" * 100),
             "--out",
             tmp_path / "scores.json",
         )
@@ -340,7 +341,7 @@ class TestEvaluate:
         assert f"skipped {tmp_path / 'text.jpg'}: is no picture in a format that can be read" in said
         assert "small.png: is 4 pixels high and 40 wide, smaller than the model takes" in said
         assert "absent.png: there is no such file" in said
-        assert "3 photographs skipped" in said
+        assert "4 photographs skipped" in said
         assert json.loads((tmp_path / "scores.json").read_text())[str(tmp_path / "text.jpg")] is None
 
     @pytest.mark.parametrize(

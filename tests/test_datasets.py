@@ -3,17 +3,20 @@
 import csv
 import io
 import os
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
+from conftest import Cloud
 from PIL import Image
 
 from spp_jax.addresses import path_at
 from spp_jax.config import Decoding, UsageError
 from spp_jax.data import list_datasets, load_dataset
+from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import decode
 from spp_jax.data.records import split_records
 
@@ -380,6 +383,30 @@ class TestFolder:
             "scores.csv, line 3: there is no such file"
         ]
 
+    def test_a_group_on_both_sides_of_the_official_split_is_refused(self, folder):
+        self.write(folder, "file,score,group,split\na.png,1,x,train\nb.png,0,x,test\n")
+        with pytest.raises(UsageError, match="line 3: group x is of test, on line 2 of train"):
+            load("folder", folder)
+
+    def test_an_address_is_no_file_of_a_folder(self, folder):
+        self.write(folder, "file,score\ngs://bucket/a.png,1\n")
+        with pytest.raises(UsageError, match=r"line 2: the file gs://bucket/a\.png is an address"):
+            load("folder", folder)
+
+    def test_a_picture_that_the_cloud_refuses_is_skipped_with_its_answer(self, folder, bucket, monkeypatch):
+        shutil.copytree(folder / "in here", bucket / "in here")
+        self.write(bucket, self.GOOD)
+        info = Cloud.info
+
+        def refuse(self, path, **options):
+            if str(path).endswith("é1.png"):
+                raise RuntimeError("401, Unauthorized")
+            return info(self, path, **options)
+
+        monkeypatch.setattr(Cloud, "info", refuse)
+        _, skipped, _ = load("folder", path_at("gs://bucket"))
+        assert list(skipped.values()) == ["scores.csv, line 2: cannot be reached: 401, Unauthorized"]
+
     def test_without_a_table_it_says_what_it_needs(self, folder):
         with pytest.raises(UsageError, match="is no CSV file; its columns are file,score"):
             load("folder", folder)
@@ -433,3 +460,25 @@ class TestScanning:
         records, _, said = load("folder", folder)
         assert len(records) == 5
         assert said == ["sizes are not kept for the next start: [Errno 13] Permission denied"]
+
+
+@pytest.mark.parametrize("name", ["live_iqa", "live_wild", "ava", "koniq10k"])
+def test_a_damaged_annotation_file_is_named(download, tmp_path, name):
+    folder = download(name)
+    ending = {"live_iqa": "dmos.mat", "live_wild": "AllMOS_release.mat", "ava": "AVA.txt"}.get(name, ".csv")
+    damaged = next(path for path in sorted(folder.rglob("*")) if path.name.endswith(ending))
+    damaged.write_bytes(b"\xff" + damaged.read_bytes()[:300][::-1])
+    with pytest.raises(UsageError, match=re.escape(damaged.name)):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_columns_are_taken_for_none(tmp_path, seed):
+    path = tmp_path / "columns.npz"
+    write_columns(path, 1, {"name": np.array(["a", "b"]), "size": np.arange(4)})
+    rng, content = np.random.default_rng(seed), bytearray(path.read_bytes())
+    for place in rng.integers(0, len(content), 3):
+        content[place] ^= int(rng.integers(1, 256))
+    path.write_bytes(content)
+    columns = read_columns(path, 1)
+    assert columns is None or set(columns) <= {"name", "size"}

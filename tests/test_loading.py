@@ -9,6 +9,7 @@ from conftest import noise_records, png
 from spp_jax import plan_buckets
 from spp_jax.compilation import data_mesh
 from spp_jax.config import Decoding
+from spp_jax.data import loading
 from spp_jax.data.decoding import decode
 from spp_jax.data.loading import abstract_batch, load_batches
 from spp_jax.data.schedule import Schedule, at_scale, in_order
@@ -105,6 +106,27 @@ def test_decoding_runs_a_bounded_way_ahead_and_its_threads_end_with_the_consumer
     batches.close()
     assert len(asked) <= 6
     assert not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def test_a_host_whose_share_is_filler_does_not_run_away_from_the_others():
+    plan = plan_buckets(RECORDS.sizes, 1)  # batches of one, of two rows on two devices
+    taken = []
+    specs = (taken.append(spec) or spec for spec in in_order(RECORDS.sizes, plan))
+    batches = load_batches(RECORDS, specs, devices=2, host=1, hosts=2, workers=2)
+    _, batch, _ = next(batches)
+    batches.close()
+    assert not np.asarray(batch.weights).any()
+    assert len(taken) <= 6
+
+
+def test_how_far_ahead_is_bounded_in_pixels_however_many_the_workers(monkeypatch):
+    monkeypatch.setattr(loading, "_AHEAD_PIXELS", 5 * 60 * 60)
+    taken = []
+    specs = (taken.append(spec) or spec for spec in in_order(RECORDS.sizes, plan_buckets(RECORDS.sizes, 1)))
+    batches = load_batches(RECORDS, specs, workers=64)
+    next(batches)
+    batches.close()
+    assert len(taken) <= 8
 
 
 def test_the_shares_of_two_hosts_one_after_the_other_are_the_batch_of_one():

@@ -90,6 +90,12 @@ def odd_files() -> dict[str, bytes]:
     upside = Image.Exif()
     upside[0x0112] = 6
     files["just allowed.png"] = encoded(Image.new("RGBA", (8160, 6120), (9, 9, 9, 9)), "PNG", exif=upside)
+    floats = Image.fromarray(np.zeros((7000, 7000), np.float32))
+    files["just allowed.tiff"] = encoded(floats, "TIFF", compression="tiff_deflate")
+    inner = bomb(13_000, 13_000)
+    entry = bytes([16, 16, 0, 0, 1, 0, 32, 0]) + len(inner).to_bytes(4, "little") + (22).to_bytes(4, "little")
+    files["bomb.ico"] = bytes([0, 0, 1, 0, 1, 0]) + entry + inner
+    files["plain.ppm"] = b"P3 3000 3000 255 " + b"1 2 3 " * 100
     files["orientation-99.png"] = encoded(PHOTO, "PNG", exif=b"Exif\x00\x00MM\x00*\x00\x00\x00\x08broken")
     files["nothing.jpg"] = b""
     files["text.jpg"] = b"I am no picture"

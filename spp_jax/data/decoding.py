@@ -12,7 +12,7 @@ import os
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, ImageCms
+from PIL import ExifTags, Image, ImageCms, ImageFile
 
 from spp_jax.addresses import is_address, path_at
 from spp_jax.config import Decoding
@@ -34,11 +34,12 @@ FORMATS = tuple(
     name
     for name in (
         *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF"),
-        *("PPM", "TGA", "ICO", "PCX"),
+        *("PPM", "TGA", "PCX"),
     )
     if name in Image.OPEN
 )
-"""What is read. Not everything that Pillow can open: some formats run other programs on the file."""
+"""What is read. Not everything that Pillow can open: some formats run other programs on the file, and ICO
+decodes what it holds before its size is known."""
 
 _TO_UPRIGHT = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,7 +73,7 @@ def photo_size(photo: Photo, decoding: Decoding = Decoding()) -> tuple[int, int]
         if isinstance(photo, np.ndarray):
             size = _checked_pixels(photo).shape[:2]
         else:
-            with _open(photo) as picture:
+            with _open(photo, decoding) as picture:
                 size = _upright_size(picture, decoding)
     except Exception as error:
         raise _unreadable(error) from None
@@ -105,7 +106,7 @@ def decode(
     try:
         if isinstance(photo, np.ndarray):
             photo = Image.fromarray(_checked_pixels(photo))
-        with _open(photo) as picture:
+        with _open(photo, decoding) as picture:
             height, width = decoding.scaled(_upright_size(picture, decoding)).tolist()
             if recorded is not None and (height, width) != tuple(recorded):
                 raise UnreadableError(
@@ -143,8 +144,9 @@ def _pixels(picture: Image.Image) -> np.ndarray:
     return np.frombuffer(pixels, np.uint8).reshape(height, width, 3)
 
 
-def _open(photo: Any) -> Image.Image:
+def _open(photo: Any, decoding: Decoding) -> Image.Image:
     if isinstance(photo, Image.Image):
+        _check_pixels(photo.size, decoding)  # before it is loaded, if it was not
         return photo.copy()  # the caller's stays open
     if isinstance(photo, bytes):
         return Image.open(io.BytesIO(photo), formats=FORMATS)
@@ -167,10 +169,17 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _upright_size(picture: Image.Image, decoding: Decoding) -> tuple[int, int]:
+    _check_pixels(picture.size, decoding)
+    if isinstance(picture, ImageFile.ImageFile) and [t for t in picture.tile if t.codec_name == "ppm_plain"]:
+        raise UnreadableError("is a PPM of plain text, which takes minutes to read: convert it")
     width, height = picture.size
+    return (width, height) if _orientation(picture) in _SWAPPED else (height, width)
+
+
+def _check_pixels(size: tuple[int, int], decoding: Decoding) -> None:
+    width, height = size
     if width * height > decoding.refuse_pixels:
         raise UnreadableError(f"has {width}x{height} pixels, more than {decoding.refuse_pixels:,}")
-    return (width, height) if _orientation(picture) in _SWAPPED else (height, width)
 
 
 def _to_srgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -182,8 +191,11 @@ def _to_srgb(picture: Image.Image, background: tuple[int, int, int]) -> Image.Im
     elif picture.mode == "I":  # 16-bit samples in 32 bits
         picture = Image.fromarray((np.clip(np.asarray(picture), 0, 2**16 - 1) >> 8).astype(np.uint8))
     elif picture.mode == "F":
-        samples = np.nan_to_num(np.clip(np.asarray(picture), 0, 1))
-        picture = Image.fromarray((samples * 255 + 0.5).astype(np.uint8))
+        samples = np.array(picture)
+        del picture  # of the size of a float a sample: none of them twice, where it can be helped
+        np.nan_to_num(samples, copy=False)
+        samples = (np.clip(samples, 0, 1, out=samples) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+        picture = Image.fromarray(samples)
     elif picture.mode == "LAB":
         profile = profile or ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     elif picture.has_transparency_data:

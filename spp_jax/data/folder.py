@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from spp_jax.addresses import is_address
 from spp_jax.config import Decoding, UsageError
 from spp_jax.data.records import SPLITS, Records
 from spp_jax.data.scanning import scan_sizes
@@ -102,7 +103,7 @@ def read_table(path: Path, required: Sequence[str] = ()) -> list[Row]:
             raise UsageError(f"{path}, line 1: no column {name!r}; expected file,score[,group][,split]")
     if not numbered:
         raise UsageError(f"{path} has no line below its heading")
-    rows, seen = [], {}
+    rows, seen, groups = [], {}, {}
     for line, fields in numbered:
         where = f"{path}, line {line}"
         if None in fields or None in fields.values():
@@ -111,6 +112,11 @@ def read_table(path: Path, required: Sequence[str] = ()) -> list[Row]:
         if row.file in seen:
             raise UsageError(f"{where}: {row.file} is on line {seen[row.file]} already")
         seen[row.file] = line
+        first = groups.setdefault(row.group, row)
+        if first.split != row.split:
+            raise UsageError(
+                f"{where}: group {row.group} is of {row.split}, on line {first.line} of {first.split}"
+            )
         rows.append(row)
     return rows
 
@@ -126,6 +132,8 @@ def _row(where: str, line: int, fields: dict[str, str]) -> Row:
         raise UsageError(f"{where}: the score {text} is not in 0 to 1; scale the column to that")
     if not name:
         raise UsageError(f"{where}: no file is named")
+    if is_address(name):
+        raise UsageError(f"{where}: the file {name} is an address; files are relative to the folder")
     name = posixpath.normpath(name)
     split = fields.pop("split", None)
     if split is not None and split not in SPLITS:

@@ -23,7 +23,8 @@ __all__ = ["OF_ANOTHER_HOST", "Batch", "Loaded", "abstract_batch", "load_batches
 OF_ANOTHER_HOST = "the host that was to read it could not; its standard error says why"
 """The reason, on all other hosts, for a picture that could not be read."""
 
-_AHEAD = 2  # batches decoded before they are asked for; more where they are small and workers many
+_AHEAD = 2  # batches decoded before they are asked for;
+_AHEAD_PIXELS = 16_000_000  # and more, up to so many padded pixels, where these are too few for the workers
 
 
 class Batch(NamedTuple):
@@ -102,7 +103,7 @@ def load_batches(
         host: which share of each batch's rows is read and given; all hosts' shares, one after the other,
             are the batch. None: this process's.
         hosts: how many share; it divides ``devices``. None: all of this run.
-        workers: decoding threads (Pillow releases the interpreter lock); None: one per core.
+        workers: decoding threads (Pillow releases the interpreter lock); None: one per core that is ours.
 
     Yields:
         One :class:`Loaded` per spec, its arrays NumPy.
@@ -114,14 +115,17 @@ def load_batches(
     hosts = jax.process_count() if hosts is None else hosts
     if not 0 <= host < hosts or devices % hosts:
         raise ValueError(f"host {host} of {hosts} cannot have its share of the rows of {devices} devices")
-    workers = workers or os.cpu_count() or 1
+    workers = workers or len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(workers, "decode") as pool:
         waiting: deque[_Loading] = deque()
         try:
             for spec in specs:
                 waiting.append(_Loading(records, spec, devices, host, hosts, pool))
-                ahead = sum(len(loading.rows) for loading in waiting) - len(waiting[0].rows)
-                if len(waiting) > _AHEAD and ahead >= 2 * workers:
+                # By the whole batch: a host whose share is filler alone would else run away from the others.
+                ahead = [loading.spec for loading in waiting][1:]
+                enough = sum(len(spec.rows) for spec in ahead) >= 2 * workers
+                full = sum(spec.bucket.pixels for spec in ahead) > _AHEAD_PIXELS
+                if len(ahead) >= _AHEAD and (enough or full):
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -157,7 +161,7 @@ class _Loading:
             images = dataclasses.replace(images, turned=np.asarray(spec.turned))
         scores: Any = np.zeros(rows, np.float32)
         good: Any = np.zeros(rows, bool)
-        self._records, self._spec = records, spec
+        self._records, self.spec = records, spec
         given = records.histograms
         votes: Any = None if given is None else np.zeros((rows, given.shape[1]), np.float32)
         self._batch: Any = Batch(images, scores, good, scores.copy(), votes)
@@ -167,7 +171,7 @@ class _Loading:
 
     def result(self) -> Loaded:
         failed = dict(failure for row in self.rows if (failure := row.result()) is not None)
-        return Loaded(self._spec, self._batch, failed)
+        return Loaded(self.spec, self._batch, failed)
 
     def cancel(self) -> None:
         for row in self.rows:
@@ -183,7 +187,7 @@ class _Loading:
                 recorded=tuple(records.sizes[index].tolist()),
                 size=size,
                 mirrored=mirrored,
-                turned=self._spec.turned,
+                turned=self.spec.turned,
             )
         except UnreadableError as error:
             return index, str(error)

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
+import scipy.io
 import tensorflow_datasets as tfds
 
 from spp_jax.config import ANY_SIZE, UsageError
 from spp_jax.data.decoding import UnreadableError, photo_size
 
-__all__ = ["Example", "MissingFilesError", "PhotoBuilder", "find"]
+__all__ = ["Example", "MissingFilesError", "PhotoBuilder", "find", "read_mat", "read_text"]
 
 _MOST_MISSING = 0.01  # of a download's pictures: more is a partial download and not some lost pictures
 
@@ -140,6 +141,33 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
             if self.MARKS:
                 fields["votes"] = np.asarray(votes, np.float32)
             yield example.id, fields
+
+
+def read_text(path: Path) -> str:
+    """An annotation file's text, less a byte-order mark.
+
+    Raises:
+        UsageError: it is not UTF-8: damaged.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path} is damaged: {error}: download it again") from None
+
+
+def read_mat(path: Path, *names: str) -> list[np.ndarray]:
+    """Arrays of a MATLAB file, by name.
+
+    Raises:
+        UsageError: it is damaged, or does not have them.
+    """
+    try:
+        arrays = scipy.io.loadmat(path)
+        return [arrays[name] for name in names]
+    except Exception as error:  # loadmat raises anything on odd bytes
+        raise UsageError(
+            f"{path} is damaged or not what it should be: {type(error).__name__}: {error}: download it again"
+        ) from None
 
 
 def find(folder: Path, *names: str, needs: str) -> Path:

@@ -133,7 +133,8 @@ def _by_group(records: Records, protocol: str, number: int) -> list[str]:
     if protocol == "folds":
         test = names[number :: PROTOCOLS["folds"]]
         dealt = set(test)
-        validation = [name for name in names if name not in dealt][number % 8 :: 8]
+        others = [name for name in names if name not in dealt]
+        validation = others[number % max(1, min(8, len(others))) :: 8]
     else:
         names = [names[i] for i in np.random.default_rng(number).permutation(len(names))]
         tenth = math.ceil(len(names) / 10)

@@ -41,8 +41,10 @@ def scan_sizes(
     def scan(path: Path) -> tuple[tuple[str, int, int], tuple[int, int] | str]:
         try:
             about = stamp(path)
-        except (OSError, ValueError):  # a name that no file can have
+        except (FileNotFoundError, ValueError):  # or a name that no file can have
             return ("", 0, 0), "there is no such file"
+        except Exception as error:  # each file system has errors of its own
+            return ("", 0, 0), f"cannot be reached: {' '.join(str(error).split())}"
         key = (os.path.relpath(path, cache.parent), *about)
         if key in known:
             return key, known[key]
@@ -52,24 +54,32 @@ def scan_sizes(
             return key, str(error)
 
     sizes, reasons, found = np.zeros((len(paths), 2), np.int64), {}, {}
+
+    def keep(all_known: dict) -> None:
+        if all_known != known:
+            try:
+                _write(cache, all_known)
+            except OSError as error:
+                say(f"sizes are not kept for the next start: {error}")
+
     with ThreadPoolExecutor(thread_name_prefix="scan") as pool:
         scanned = tqdm(
             pool.map(scan, paths), total=len(paths), unit="photo", desc="scan", disable=len(paths) < _MANY
         )
-        for i, (key, size) in enumerate(scanned):
-            if isinstance(size, str):
-                reasons[i] = size
-                continue
-            found[key] = size
-            if size[0] * size[1] > decoding.refuse_pixels:
-                reasons[i] = f"has {size[1]}x{size[0]} pixels, more than {decoding.refuse_pixels:,}"
-            else:
-                sizes[i] = size
-    if found != known:
         try:
-            _write(cache, found)
-        except OSError as error:
-            say(f"sizes are not kept for the next start: {error}")
+            for i, (key, size) in enumerate(scanned):
+                if isinstance(size, str):
+                    reasons[i] = size
+                    continue
+                found[key] = size
+                if size[0] * size[1] > decoding.refuse_pixels:
+                    reasons[i] = f"has {size[1]}x{size[0]} pixels, more than {decoding.refuse_pixels:,}"
+                else:
+                    sizes[i] = size
+        except BaseException:  # such as Ctrl-C: a long scan goes on where it was broken off
+            keep(known | found)
+            raise
+    keep(found)
     return sizes, reasons
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spp_jax.config import UsageError
-from spp_jax.data.photo_builder import Example, PhotoBuilder, find
+from spp_jax.data.photo_builder import Example, PhotoBuilder, find, read_text
 
 __all__ = ["Builder"]
 
@@ -27,8 +27,8 @@ class Builder(PhotoBuilder):
         table = find(folder, "AVA.txt", needs=cls.NEEDS)
         images = find(folder, "images", "image", needs=cls.NEEDS)
         listed = folder / _TEST
-        test = set(listed.read_text().split()) if listed.is_file() else None
-        for line, text in enumerate(table.read_text().splitlines(), 1):
+        test = set(read_text(listed).split()) if listed.is_file() else None
+        for line, text in enumerate(read_text(table).splitlines(), 1):
             fields = text.split()
             try:
                 name, counts = fields[1], [int(field) for field in fields[2:12]]

@@ -1,11 +1,12 @@
 """TFDS builder of KonIQ-10k (Hosu, Lin, Sziranyi, Saupe 2020): five marks, an official split."""
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 
 from spp_jax.config import UsageError
-from spp_jax.data.photo_builder import Example, MissingFilesError, PhotoBuilder, find
+from spp_jax.data.photo_builder import Example, MissingFilesError, PhotoBuilder, find, read_text
 
 __all__ = ["Builder"]
 
@@ -47,8 +48,7 @@ class Builder(PhotoBuilder):
 def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
     if missing := [name for name in columns if not rows or name not in rows[0]]:
         raise MissingFilesError(f"{path} has no column {', '.join(missing)}: it is not KonIQ-10k's file")
     return rows

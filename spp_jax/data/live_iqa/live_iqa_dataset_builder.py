@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
 from spp_jax.config import UsageError
-from spp_jax.data.photo_builder import Example, PhotoBuilder, find
+from spp_jax.data.photo_builder import Example, PhotoBuilder, find, read_mat
 
 __all__ = ["Builder"]
 
@@ -27,12 +26,12 @@ class Builder(PhotoBuilder):
     @classmethod
     def examples(cls, folder: Path) -> Iterator[Example]:
         """Of each kind in turn, as the score file has them; undamaged copies (`orgs`) are left out."""
-        scores = scipy.io.loadmat(find(folder, "dmos.mat", needs=cls.NEEDS))
-        names = scipy.io.loadmat(find(folder, "refnames_all.mat", needs=cls.NEEDS))
+        scores = read_mat(find(folder, "dmos.mat", needs=cls.NEEDS), "dmos", "orgs")
+        (names,) = read_mat(find(folder, "refnames_all.mat", needs=cls.NEEDS), "refnames_all")
         found = {kind: _pictures(find(folder, kind, needs=cls.NEEDS)) for kind in _KINDS}
         pictures = [(kind, number) for kind, last in found.items() for number in range(1, last + 1)]
-        dmos, originals = (np.asarray(scores[key], float).ravel() for key in ("dmos", "orgs"))
-        references = [str(cell.item()) for cell in names["refnames_all"].ravel()]
+        dmos, originals = (np.asarray(array, float).ravel() for array in scores)
+        references = [str(cell.item()) for cell in names.ravel()]
         if not len(dmos) == len(originals) == len(references) == len(pictures):
             there = ", ".join(f"{kind} {found[kind]} (of {whole})" for kind, whole in _KINDS.items())
             raise UsageError(

@@ -4,10 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
 from spp_jax.config import UsageError
-from spp_jax.data.photo_builder import Example, PhotoBuilder, find
+from spp_jax.data.photo_builder import Example, PhotoBuilder, find, read_mat
 
 __all__ = ["Builder"]
 
@@ -26,11 +25,11 @@ class Builder(PhotoBuilder):
     @classmethod
     def examples(cls, folder: Path) -> Iterator[Example]:
         """In the order of the release's own list."""
-        values = scipy.io.loadmat(find(folder, "Data/AllMOS_release.mat", needs=cls.NEEDS))
-        listed = scipy.io.loadmat(find(folder, "Data/AllImages_release.mat", needs=cls.NEEDS))
+        (values,) = read_mat(find(folder, "Data/AllMOS_release.mat", needs=cls.NEEDS), "AllMOS_release")
+        (listed,) = read_mat(find(folder, "Data/AllImages_release.mat", needs=cls.NEEDS), "AllImages_release")
         images = find(folder, "Images", needs=cls.NEEDS)
-        scores = np.asarray(values["AllMOS_release"], float).ravel()
-        names = [str(cell.item()) for cell in listed["AllImages_release"].ravel()]
+        scores = np.asarray(values, float).ravel()
+        names = [str(cell.item()) for cell in listed.ravel()]
         if len(scores) != len(names):
             raise UsageError(f"LIVE In the Wild in {folder}: {len(scores)} scores for {len(names)} pictures")
         for name, mos in list(zip(names, scores, strict=True))[_TRAINING:]:
