@@ -385,10 +385,10 @@ def _train(job: Job, options: Options) -> int:
         _say(f"interrupted; saved in {folder}: run again with --resume")
         return INTERRUPTED
     _test(judge, state, job, folder, skipped)
+    scores, _, _ = judge(state, validation)  # by all hosts: the program runs on all
     if leads:
         if not _draw_curves(journal, schedule, folder):
             _say("curves.png is not drawn: pip install 'spp_jax[plots]'")
-        scores, _, _ = judge(state, validation)
         title = f"{config.data}, {config.model}, fold {config.fold}"
         facts = {name: str(value) for name, value in (_facts(job) | config.to_dict()).items()}
         write_report(

@@ -1,5 +1,6 @@
 """Orbax, and nothing else knows Orbax: a run's state on disk, and all that rebuilds its model."""
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from spp_jax.config import RunConfig, UsageError
 __all__ = ["About", "Checkpoints"]
 
 _FORMAT = 2
+_NOT_JUDGED = -2.0  # below every correlation: Orbax complains where there is no figure
 _KEPT = 2  # of the latest; and the best
 
 
@@ -55,9 +57,12 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception) -> None:
-        if self._manager is not None:
-            self._manager.close()
+    def __exit__(self, kind: type | None, *exception) -> None:
+        if self._manager is not None and kind is None:
+            self._written(self._manager.close)
+        elif self._manager is not None:
+            with contextlib.suppress(Exception):  # it says again what has been said
+                self._manager.close()
 
     def latest_step(self) -> int | None:
         """The step of the newest complete checkpoint; None where there is none."""
@@ -65,7 +70,9 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step of the checkpoint with the highest validation SRCC; None where none was validated."""
-        return self._open().best_step() if self._path.is_dir() else None
+        step = self._open().best_step() if self._path.is_dir() else None
+        found: Any = None if step is None else self._open().metrics(step)
+        return None if found is None or _srcc(found) == _NOT_JUDGED else step
 
     def reached_preemption(self, step: int) -> bool:
         """Whether the hosts have agreed to stop after this step, as one of them was told to."""
@@ -121,7 +128,7 @@ class Checkpoints:
         self._written(
             lambda: self._open().save(
                 step,
-                metrics=None if srcc is None else {"srcc": srcc},
+                metrics={"srcc": _NOT_JUDGED if srcc is None else srcc},
                 args=ocp.args.Composite(
                     model=ocp.args.StandardSave(nnx.to_pure_dict(model)),
                     training=ocp.args.StandardSave(_arrays(training)),
@@ -142,7 +149,12 @@ class Checkpoints:
         try:
             write()
         except (ValueError, RuntimeError, OSError) as error:  # which of these depends on the file system
-            raise OSError(f"no checkpoint can be written to {self._path}: {_line(error)}") from None
+            said = " ".join(str(error).split())
+            known = [
+                reason for reason in ("No space left on device", "Disk quota exceeded") if reason in said
+            ]
+            reason = known[0] if known else said[:300]
+            raise OSError(f"no checkpoint can be written to {self._path}: {reason}") from None
 
     def restore_model(self, like: nnx.State) -> nnx.State:
         """The newest model's variables.
@@ -228,7 +240,7 @@ class Checkpoints:
                     preservation_policy=AnyPreservationPolicy(
                         [
                             LatestN(_KEPT),
-                            BestN(get_metric_fn=_srcc, n=1, keep_checkpoints_without_metrics=False),
+                            BestN(get_metric_fn=_srcc, n=1),
                         ]
                     ),
                     best_fn=_srcc,

@@ -1,4 +1,8 @@
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -100,3 +104,90 @@ def test_damaged_arrays_are_refused_in_one_line(saved):
     with Checkpoints(saved) as checkpoints, pytest.raises(UsageError) as caught:
         checkpoints.restore_model(variables())
     assert "\n" not in str(caught.value)
+
+
+def test_the_checkpoint_that_judged_best_is_kept_beside_the_latest(tmp_path, training):
+    with Checkpoints(tmp_path) as checkpoints:
+        for step, srcc in enumerate((0.3, 0.8, 0.5, None, None), 1):
+            checkpoints.save(step, variables(seed=step), training, ABOUT, srcc)
+        checkpoints.wait()
+        assert checkpoints.best_step() == 2
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "4", "5"]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 5)
+
+
+def test_nothing_is_best_where_none_was_judged(saved):
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.best_step() is None
+
+
+def test_another_model_begins_with_what_fits_it(saved):
+    like = variables(seed=7, outputs=3)
+    with Checkpoints(saved) as checkpoints:
+        found, taken, left = checkpoints.restore_like(like)
+    assert left == ["logits/bias", "logits/kernel"]
+    assert "body/stem/kernel" in taken
+    theirs, mine = variables(seed=3), like
+    for path in taken:
+        assert_equal(at(found, path), at(theirs, path))
+    for path in left:
+        assert_equal(at(found, path), at(mine, path))
+
+
+def at(state: nnx.State, path: str):
+    for part in path.split("/"):
+        state = state[int(part) if part.isdigit() else part]
+    return state
+
+
+def test_a_model_of_which_nothing_fits_is_refused(saved):
+    with Checkpoints(saved) as checkpoints, pytest.raises(UsageError, match="has no variable of the path"):
+        checkpoints.restore_like(nnx.state(nnx.Linear(2, 3, rngs=nnx.Rngs(0))))
+
+
+FILL = """
+import contextlib, pathlib, sys
+from test_checkpoints import ABOUT, Checkpoints, RunConfig, create_training, variables
+disk = pathlib.Path(sys.argv[1])
+training = create_training(RunConfig(), 10, 8.0)[1].opt_state
+with Checkpoints(disk) as checkpoints:
+    for step in range(1, 99):
+        try:
+            checkpoints.save(step, variables(seed=step), training, ABOUT)
+            checkpoints.wait()
+        except OSError as error:
+            print("said:", error)
+            raise
+        with contextlib.suppress(OSError):
+            (disk / f"fill-{step}").write_bytes(bytes(200_000))
+"""
+
+
+def test_a_full_disk_is_said_and_what_was_saved_stands(tmp_path):
+    """On a file system of two megabytes, where one can be mounted; in a process of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk]).returncode:
+        pytest.skip("no file system can be mounted here")
+    here = Path(__file__).parent
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", FILL, disk],
+            env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert ran.returncode == 1
+        assert (
+            f"said: no checkpoint can be written to {disk}/checkpoints: No space left on device" in ran.stdout
+        )
+        for path in disk.glob("fill-*"):
+            path.unlink()
+        with Checkpoints(disk) as checkpoints:
+            step = checkpoints.latest_step()
+            assert step is not None
+            assert_equal(checkpoints.restore_model(variables()), variables(seed=step))
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -88,7 +88,16 @@ class TestTrain:
             "metrics.jsonl",
             "curves.png",
             "skipped.csv",
+            "report.html",
+            "run.json",
+            "tensorboard",
         }
+        facts = json.loads((trained / "run.json").read_text())
+        assert facts["jax"] == jax.__version__
+        assert facts["processes"] == 1
+        assert facts["data"] == "noise"
+        assert list((trained / "tensorboard").glob("events.*"))
+        assert "noise, compact, fold 0" in (trained / "report.html").read_text()
         lines = read_journal(trained)
         steps = [line["step"] for line in lines if "loss" in line]
         assert steps == list(range(1, len(steps) + 1))
@@ -248,6 +257,36 @@ class TestTrain:
         with Checkpoints(tmp_path / "run") as checkpoints:
             assert checkpoints.latest_step() == 0
 
+    def test_a_run_begins_with_another_ones_variables_and_freezes_what_it_is_told(
+        self, trained, call, tmp_path
+    ):
+        arguments = [*QUICK, "--steps", 3, "--init-from", trained, "--freeze", "body/*", "--ema", 0.9]
+        status, _, said = call(train, *arguments, "--out", tmp_path / "run")
+        assert status == 0
+        assert f"taken from {trained}: body/stages/0/bias, " in said
+        before, after = (nnx.to_pure_dict(final_variables(folder)) for folder in (trained, tmp_path / "run"))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after["body"], before["body"])
+        assert (before["logits"]["kernel"] != after["logits"]["kernel"]).any()
+        status, _, said = call(train, *QUICK, "--init-from", tmp_path / "none", "--out", tmp_path / "other")
+        assert status == 2
+        assert "holds no checkpoint of a run" in said
+
+    def test_a_run_with_an_average_goes_on_where_it_stopped(self, call, tmp_path):
+        arguments = [*QUICK, "--ema", 0.9, "--accumulate", 2, "--save-every", 2]
+        call(train, *arguments, "--steps", 6, "--out", tmp_path / "whole")
+        call(train, *arguments, "--steps", 6, "--out", tmp_path / "broken")
+        shutil.rmtree(tmp_path / "broken" / "checkpoints" / "6")
+        status, _, said = call(train, "--resume", "--out", tmp_path / "broken")
+        assert status == 0
+        assert re.search("resumed at step [45] of 6", said)  # 5 where an epoch ended best
+        both = [final_variables(tmp_path / name) for name in ("whole", "broken")]
+        jax.tree.map(np.testing.assert_array_equal, *both)
+
+    def test_a_run_can_be_traced(self, call, tmp_path):
+        arguments = [*QUICK, "--steps", 13, "--profile", 2, "--out", tmp_path / "run"]
+        assert call(train, *arguments)[0] == 0
+        assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
     def test_a_warm_up_as_long_as_the_run_is_no_error(self, call, tmp_path):
         status, _, _ = call(train, *QUICK, "--steps", 1, "--warmup", 0.9, "--out", tmp_path / "run")
         assert status == 0
@@ -263,6 +302,16 @@ class TestTrain:
         ("arguments", "said"),
         [
             (["--data", "nosuch"], "--data nosuch: unknown; known are ava, distorted_photos, folder"),
+            (
+                [*QUICK, "--loss", "nosuch"],
+                "--loss nosuch: unknown; known are cross_entropy, emd, good, huber",
+            ),
+            ([*QUICK, "--loss", "emd"], "--loss emd: needs a data set with votes"),
+            (
+                [*QUICK, "--freeze", "none"],
+                "--freeze none: no parameter's path is like that; there are body/",
+            ),
+            ([*QUICK, "--coordinator", "a:1"], "give --coordinator, --processes and --process-id together"),
             ([*QUICK, "--model", "nosuch"], "model 'nosuch' is unknown; known are compact"),
             ([*QUICK, "--levels", "0"], "--levels (0,): must be one or more integers >= 1"),
             ([*QUICK, "--levels", "-1"], "--levels"),

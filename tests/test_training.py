@@ -4,8 +4,10 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import noise_records
+from flax import nnx
 
 from spp_jax import Bucket, plan_buckets
 from spp_jax.compilation import data_mesh, use_compilation_cache
@@ -195,6 +197,131 @@ def test_a_run_is_a_function_of_its_configuration(schedule):
     jax.tree.map(np.testing.assert_array_equal, first.state, second.state)
 
 
+class TestOptimization:
+    """One step on values of which the outcome is worked out by hand."""
+
+    def step(self, config: RunConfig, steps: int = 1):
+        recipe, state = create_training(config, 1000, 1.0)
+        grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), state.params)
+        params, opt_state = state.params, state.opt_state
+        for _ in range(steps):
+            updates, opt_state = recipe.optimizer.update(grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+        return state.params, params, grads
+
+    def test_sgd_is_momentum_and_decoupled_decay_times_the_rate(self):
+        config = RunConfig(optimizer="sgd", warmup=0, learning_rate=0.1, weight_decay=0.01, momentum=0.5)
+        before, after, grads = self.step(config, steps=2)
+        first = (1 + math.cos(math.pi * 1 / 1000)) / 2 * 0.1  # the second update's rate
+
+        def expected(p, g):
+            p1 = p - 0.1 * (g + 0.01 * p)
+            return p1 - first * (1.5 * g + 0.01 * p1)
+
+        jax.tree.map(
+            lambda a, p, g: np.testing.assert_allclose(a, expected(p, g), rtol=1e-5, atol=1e-7),
+            after,
+            before,
+            grads,
+        )
+
+    def test_with_accumulation_parameters_wait_for_as_many_gradients(self):
+        config = RunConfig(optimizer="sgd", warmup=0, weight_decay=0, momentum=0, accumulate=3)
+        before, after, _ = self.step(config, steps=2)
+        jax.tree.map(np.testing.assert_array_equal, before, after)
+        before, after, grads = self.step(config, steps=3)
+        jax.tree.map(
+            lambda a, p, g: np.testing.assert_allclose(a, p - 1e-3 * g, rtol=1e-6), after, before, grads
+        )
+
+    def test_what_is_frozen_stays_and_the_rest_moves(self):
+        before, after, _ = self.step(RunConfig(freeze=("body/stem/*", "hidden/bias"), warmup=0))
+        moved = {
+            jax.tree_util.keystr(path[:-1], simple=True, separator="/"): bool((a != b).any())
+            for (path, a), b in zip(
+                jax.tree_util.tree_leaves_with_path(after), jax.tree.leaves(before), strict=True
+            )
+        }
+        assert {name for name, has in moved.items() if not has} == {"body/stem/kernel", "hidden/bias"}
+
+    @pytest.mark.parametrize(
+        ("patterns", "said"),
+        [(("body/nosuch",), "no parameter's path is like that"), (("*",), "nothing is left")],
+    )
+    def test_freezing_nothing_or_everything_is_refused(self, patterns, said):
+        with pytest.raises(UsageError, match=said):
+            create_training(RunConfig(freeze=patterns), 10, 1.0)
+
+    def test_the_average_follows_the_parameters(self, schedule):
+        run = Run(schedule, config=dataclasses.replace(CONFIG, ema=0.75))
+        begin = jax.tree.map(np.asarray, run.state.params)
+        run.fit(0, 1)
+        assert run.state.average is not None
+        jax.tree.map(
+            lambda a, p, q: np.testing.assert_allclose(a, 0.75 * p + 0.25 * q, rtol=1e-5, atol=1e-7),
+            run.state.average,
+            begin,
+            run.state.params,
+        )
+        judged, _ = nnx.split_state(run.state.model, nnx.Param, ...)
+        jax.tree.map(np.testing.assert_array_equal, judged, run.state.average)
+
+    def test_in_bfloat16_parameters_statistics_and_loss_stay_float32(self, schedule):
+        run = Run(schedule, config=dataclasses.replace(CONFIG, dtype="bfloat16"))
+        other = Run(schedule)
+        seen, expected = run.fit(0, 3), other.fit(0, 3)
+        assert {leaf.dtype for leaf in jax.tree.leaves(run.state) if leaf.ndim} == {jnp.dtype("float32")}
+        for one, two in zip(seen, expected, strict=True):
+            assert one["loss"] == pytest.approx(two["loss"], rel=0.05)
+        assert seen[-1]["loss"] != expected[-1]["loss"]  # else nothing was computed in bfloat16
+
+    def test_votes_are_trained_on_by_their_distance(self, schedule):
+        votes = np.random.default_rng(0).dirichlet(np.ones(3), len(RECORDS)).astype(np.float32)
+        records = dataclasses.replace(RECORDS, histograms=votes, marks=(0.0, 0.5, 1.0))
+        config = dataclasses.replace(CONFIG, loss="emd")
+        recipe, state = create_training(config, 100, schedule.mean_batch, records.marks)
+        step = step_executables(recipe, state, MESH, 3)
+        losses = []
+
+        def after_step(done, state, metrics):
+            losses.append(metrics["loss"])
+            return False
+
+        fit(
+            step,
+            state,
+            records,
+            schedule,
+            MESH,
+            start=0,
+            stop=2 * schedule.first_step(1),
+            after_step=after_step,
+        )
+        # Before anything is learnt, the judged shares are a third each.
+        _, batch, _ = next(load_batches(records, schedule.steps(0, 1)))
+        ahead = np.cumsum(1 / 3 - np.asarray(batch.histograms)[np.asarray(batch.weights) > 0], axis=1)
+        assert losses[0] == pytest.approx((ahead**2).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_what_is_no_number_stops_the_run_with_step_bucket_and_pictures(schedule, poison):
+    run = Run(schedule)
+    loss = run.recipe.loss
+
+    def of(logits, batch):
+        bad = jnp.where(batch.scores.sum() > 0, jnp.nan, 0)
+        found = loss.of(logits, batch)
+        if poison == "loss":
+            return found + bad
+        return found + jnp.where(logits[:, 0] == logits[:, 0] + 1, 0, jnp.sqrt(0 * logits[:, 0]))  # 0 * inf
+
+    run.recipe = dataclasses.replace(run.recipe, loss=dataclasses.replace(loss, of=of))
+    run.step = step_executables(run.recipe, run.state, MESH)
+    said = {"loss": "the loss of step 1 is nan", "gradient": "the gradient's norm of step 1 is nan"}[poison]
+    with pytest.raises(FloatingPointError, match=rf"{said} \(bucket .*, pictures noise-0"):
+        run.fit(0, 1)
+
+
 class TestConfig:
     def test_goes_through_json_values_unchanged(self):
         config = RunConfig(levels=(1, 3), steps=7, fold=2)
@@ -210,6 +337,12 @@ class TestConfig:
             {"learning_rate": 0.0},
             {"warmup": 1.0},
             {"seed": -1},
+            {"optimizer": "lion"},
+            {"dtype": "int8"},
+            {"ema": 1.0},
+            {"accumulate": 0},
+            {"save_minutes": 0.0},
+            {"huber_delta": 0.0},
         ],
     )
     def test_refuses_what_means_nothing(self, field):
