@@ -146,10 +146,13 @@ def _parse(arguments: list[str] | None) -> Options:
             return options
         saved = checkpoints.about().config
     asked = tyro.cli(Options, args=arguments, default=dataclasses.replace(options, run=saved))
-    if differing := asked.run.differences(saved):
+    differing, harmless = asked.run.differences(saved)
+    if differing:
         raise UsageError(
             f"--resume goes on with the configuration of {folder}; drop or mend {'; '.join(differing)}"
         )
+    if harmless:
+        _say(f"--resume goes on with {'; '.join(harmless)} as it was")
     return asked
 
 

@@ -43,6 +43,7 @@ class Decoding:
         return np.where(scale < 1, scaled, sizes)
 
 
+_HARMLESS = ("save_every", "save_minutes", "max_failed")
 _OPTIMIZERS = ("adamw", "sgd")
 _DTYPES = ("float32", "bfloat16", "float64")
 
@@ -211,11 +212,17 @@ class RunConfig:
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
         return cls(**values)
 
-    def differences(self, other: "RunConfig") -> list[str]:
-        """The fields in which two configurations differ, as ``name: mine, not theirs``."""
+    def differences(self, other: "RunConfig") -> tuple[list[str], list[str]]:
+        """The fields in which two configurations differ, as ``name: mine, not theirs``.
+
+        Returns:
+            Those that decide the result of a run, and those that only say when it saves and what it bears.
+        """
         mine, theirs = self.to_dict(), other.to_dict()
-        return [
-            f"{name}: {json.dumps(mine[name])}, not {json.dumps(theirs[name])}"
-            for name in mine
-            if mine[name] != theirs[name]
-        ]
+        told: tuple[list[str], list[str]] = ([], [])
+        for name in mine:
+            if mine[name] != theirs[name]:
+                told[name in _HARMLESS].append(
+                    f"{name}: {json.dumps(mine[name])}, not {json.dumps(theirs[name])}"
+                )
+        return told

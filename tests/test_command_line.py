@@ -474,6 +474,31 @@ sys.exit(train.main(sys.argv[1:]))
         assert process.returncode == 0, said
         return folder
 
+    @pytest.mark.slow
+    def test_killed_ten_times_at_random_it_ends_with_the_very_parameters(
+        self, uninterrupted, cache, tmp_path
+    ):
+        folder, rng = tmp_path / "run", np.random.default_rng()  # other moments each time
+        arguments = [*QUICK, "--steps", str(self.STEPS), "--save-every", "10"]
+        for _ in range(10):
+            before = len(read_journal(folder))
+            process = self.start(folder, cache, *arguments)
+            ends = time.monotonic() + 120
+            # From the moment on that it trains: a kill before loses nothing that one after does not.
+            while len(read_journal(folder)) <= before and process.poll() is None and time.monotonic() < ends:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.5))
+            process.kill()
+            process.communicate(timeout=60)
+            if (folder / "checkpoints").is_dir() and "--resume" not in arguments:
+                arguments = ["--resume"]
+        process = self.start(folder, cache, "--resume")
+        _, said = process.communicate(timeout=240)
+        assert process.returncode == 0, said
+        jax.tree.map(np.testing.assert_array_equal, final_variables(folder), final_variables(uninterrupted))
+        lines = [line for line in read_journal(folder) if "loss" in line]
+        assert lines == [line for line in read_journal(uninterrupted) if "loss" in line]
+
     @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_ends_with_bit_equal_parameters(self, uninterrupted, cache, tmp_path, number):
         folder = tmp_path / "run"

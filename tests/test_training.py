@@ -355,4 +355,5 @@ class TestConfig:
             RunConfig.from_dict({**RunConfig().to_dict(), "colour": 1})
 
     def test_says_what_differs(self):
-        assert RunConfig(seed=1).differences(RunConfig()) == ["seed: 1, not 0"]
+        changed = RunConfig(seed=1, save_every=7)
+        assert changed.differences(RunConfig()) == (["seed: 1, not 0"], ["save_every: 7, not 200"])
