@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import importlib.metadata
+import io
 import json
 import math
 import platform
@@ -164,9 +165,12 @@ def _join(options: Options) -> None:
             raise UsageError(
                 "give --coordinator, --processes and --process-id together, or --distributed alone"
             )
+    elif not options.distributed:
+        return
+    try:  # what is not given, JAX finds by itself
         jax.distributed.initialize(*explicit)  # pyright: ignore[reportArgumentType]
-    elif options.distributed:
-        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise UsageError(f"the processes do not find each other: {' '.join(str(error).split())}") from None
 
 
 def _say(text: str) -> None:
@@ -527,7 +531,9 @@ def _describe_run(job: Job, folder: Path) -> None:
     (folder / "buckets.json").write_text(job.schedule.plan.to_json() + "\n")
     sizes = np.concatenate([records.sizes for records in job.parts.values()])
     with contextlib.suppress(ModuleNotFoundError):  # said once, where the curves are drawn
-        job.schedule.plan.draw(sizes, folder / "buckets.png", title=job.config.data)
+        drawn = io.BytesIO()
+        job.schedule.plan.draw(sizes, drawn, title=job.config.data)
+        (folder / "buckets.png").write_bytes(drawn.getvalue())
 
 
 def _facts(job: Job) -> dict[str, str | int]:

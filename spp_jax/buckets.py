@@ -12,7 +12,7 @@ import math
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -153,7 +153,12 @@ class BucketPlan:
             raise ValueError(f"this is no bucket plan: {type(error).__name__}: {error}") from None
 
     def draw(
-        self, sizes: Sizes, path: str | os.PathLike[str], *, counts: Counts | None = None, title: str = ""
+        self,
+        sizes: Sizes,
+        path: str | os.PathLike[str] | BinaryIO,
+        *,
+        counts: Counts | None = None,
+        title: str = "",
     ) -> None:
         """Draw a plan of two axes: the sizes as points, larger where there are more; buckets as boxes.
 
@@ -161,7 +166,7 @@ class BucketPlan:
 
         Args:
             sizes: integers ``[n, 2]``, of images that the plan holds.
-            path: of the picture; its ending says which format.
+            path: of the picture, whose ending says which format; or a file to write a PNG to.
             counts: how many images have each size.
             title: over the picture, before the share of padding.
 

@@ -453,7 +453,7 @@ sys.exit(train.main(sys.argv[1:]))
     def interrupt(self, folder, cache, number) -> tuple[int, int]:
         """Send a signal once step 20 is saved: (exit status, latest step saved)."""
         process = self.start(folder, cache, *QUICK, "--steps", str(self.STEPS), "--save-every", "10")
-        ends = time.monotonic() + 120
+        ends = time.monotonic() + 300
         while not (folder / "checkpoints" / "20").is_dir() and process.poll() is None:
             assert time.monotonic() < ends
             time.sleep(0.005)
@@ -483,7 +483,7 @@ sys.exit(train.main(sys.argv[1:]))
         for _ in range(10):
             before = len(read_journal(folder))
             process = self.start(folder, cache, *arguments)
-            ends = time.monotonic() + 120
+            ends = time.monotonic() + 300
             # From the moment on that it trains: a kill before loses nothing that one after does not.
             while len(read_journal(folder)) <= before and process.poll() is None and time.monotonic() < ends:
                 time.sleep(0.005)
