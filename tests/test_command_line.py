@@ -271,6 +271,7 @@ class TestTrain:
         assert status == 2
         assert "holds no checkpoint of a run" in said
 
+    @pytest.mark.slow
     def test_a_run_with_an_average_goes_on_where_it_stopped(self, call, tmp_path):
         arguments = [*QUICK, "--ema", 0.9, "--accumulate", 2, "--save-every", 2]
         call(train, *arguments, "--steps", 6, "--out", tmp_path / "whole")
@@ -282,6 +283,7 @@ class TestTrain:
         both = [final_variables(tmp_path / name) for name in ("whole", "broken")]
         jax.tree.map(np.testing.assert_array_equal, *both)
 
+    @pytest.mark.slow
     def test_a_run_can_be_traced(self, call, tmp_path):
         arguments = [*QUICK, "--steps", 13, "--profile", 2, "--out", tmp_path / "run"]
         assert call(train, *arguments)[0] == 0

@@ -266,6 +266,7 @@ class TestOptimization:
         judged, _ = nnx.split_state(run.state.model, nnx.Param, ...)
         jax.tree.map(np.testing.assert_array_equal, judged, run.state.average)
 
+    @pytest.mark.slow
     def test_in_bfloat16_parameters_statistics_and_loss_stay_float32(self, schedule):
         run = Run(schedule, config=dataclasses.replace(CONFIG, dtype="bfloat16"))
         other = Run(schedule)
