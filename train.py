@@ -558,7 +558,7 @@ def _facts(job: Job) -> dict[str, str | int]:
         **versions,
         "devices": f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind}",
         "processes": jax.process_count(),
-        "buckets": str(job.schedule.plan),
+        "bucket_plan": str(job.schedule.plan),
     }
 
 
