@@ -179,24 +179,13 @@ class Checkpoints:
         Raises:
             UsageError: there is no checkpoint, it is damaged, or nothing of it fits.
         """
-        step = self._latest()
-        try:
-            saved = self._open().item_metadata(step)["model"]
-            abstract = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), getattr(saved, "tree", saved)
-            )
-            args = ocp.args.Composite(model=ocp.args.StandardRestore(abstract))
-            found = _flat(self._open().restore(step, args=args)["model"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
-            raise UsageError(f"{self._path / str(step)} cannot be restored: {_line(error)}") from None
+        found = _flat(self._restore("model"))
         pure = nnx.to_pure_dict(like)
         taken = [
             path for path, leaf in _flat(pure).items() if path in found and found[path].shape == leaf.shape
         ]
         if not taken:
-            raise UsageError(
-                f"{self._path / str(step)} has no variable of the path and shape of this model's"
-            )
+            raise UsageError(f"{self.folder} has no variable of the path and shape of this model's")
         names = iter(_flat(pure))
         restored = nnx.clone(like)
         nnx.replace_by_pure_dict(
@@ -213,12 +202,17 @@ class Checkpoints:
         leaves = self._restore("training", _arrays(like))
         return jax.tree.unflatten(jax.tree.structure(like), leaves.values())
 
-    def _restore(self, part: str, like: Any) -> Any:
+    def _restore(self, part: str, like: Any = None) -> Any:
+        """The newest of a part, which must be like this; None: as it was saved."""
         step = self._latest()
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         try:
             saved = self._open().item_metadata(step)[part]
-            _compare(part, saved, abstract)
+            if like is None:
+                tree = getattr(saved, "tree", saved)
+                abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+            else:
+                abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+                _compare(part, saved, abstract)
             args = ocp.args.Composite(**{part: ocp.args.StandardRestore(abstract)})
             return self._open().restore(step, args=args)[part]
         except (KeyError, TypeError, ValueError, OSError) as error:

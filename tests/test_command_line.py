@@ -494,18 +494,17 @@ sys.exit(train.main(sys.argv[1:]))
             process.communicate(timeout=60)
             if (folder / "checkpoints").is_dir() and "--resume" not in arguments:
                 arguments = ["--resume"]
-        process = self.start(folder, cache, "--resume")
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said
-        jax.tree.map(np.testing.assert_array_equal, final_variables(folder), final_variables(uninterrupted))
-        lines = [line for line in read_journal(folder) if "loss" in line]
-        assert lines == [line for line in read_journal(uninterrupted) if "loss" in line]
+        self.ends_as(uninterrupted, folder, cache)
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
     def test_ends_with_bit_equal_parameters(self, uninterrupted, cache, tmp_path, number):
         folder = tmp_path / "run"
         status, _ = self.interrupt(folder, cache, number)
         assert status == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75}[number]
+        self.ends_as(uninterrupted, folder, cache)
+
+    def ends_as(self, uninterrupted, folder, cache):
+        """Go on with the run, and compare."""
         process = self.start(folder, cache, "--resume")
         _, said = process.communicate(timeout=240)
         assert process.returncode == 0, said
