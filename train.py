@@ -310,6 +310,7 @@ def _train(job: Job, options: Options) -> int:
         profile = open_things.enter_context(_Profile(folder, options.profile, start))
         began, seen = time.perf_counter(), 0
         saved_at = time.monotonic()
+        judged: np.ndarray | None = None  # the scores of the validation part, by the latest state
         best = max(
             (line["validation"]["srcc"] or -1 for line in journal.lines if "validation" in line), default=-1
         )
@@ -329,8 +330,8 @@ def _train(job: Job, options: Options) -> int:
 
         def validate(done: int, state: TrainState) -> float | None:
             """The SRCC, where it is the best so far."""
-            nonlocal best
-            result, failed = judge.validate(state, validation)
+            nonlocal best, judged
+            result, judged, failed = judge.validate(state, validation)
             note_skipped(failed)
             journal.write({"step": done, "validation": result, **({"skipped": failed} if failed else {})})
             _say(
@@ -392,7 +393,8 @@ def _train(job: Job, options: Options) -> int:
         _say(f"interrupted; saved in {folder}: run again with --resume")
         return INTERRUPTED
     _test(judge, state, job, folder, skipped)
-    scores, _, _ = judge(state, validation)  # by all hosts: the program runs on all
+    if judged is None:  # a finished run was resumed; by all hosts, as the program runs on all
+        judged, _, _ = judge(state, validation)
     if leads:
         if not _draw_curves(journal, schedule, folder):
             _say("curves.png is not drawn: pip install 'spp_jax[plots]'")
@@ -405,7 +407,7 @@ def _train(job: Job, options: Options) -> int:
             lines=journal.lines,
             epochs_done=schedule.epochs_done,
             records=validation,
-            scores=scores,
+            scores=judged,
         )
         write_skipped(folder / "skipped.csv", skipped)
     if skipped:
@@ -589,11 +591,11 @@ class _Judge:
             raise UsageError(f"not one of the {len(records)} photographs to judge by could be read")
         return scores, losses, {records.ids[index]: reason for index, reason in failed.items()}
 
-    def validate(self, state: TrainState, records: Records) -> tuple[dict, dict[str, str]]:
-        """The figures, and what could not be read."""
+    def validate(self, state: TrainState, records: Records) -> tuple[dict, np.ndarray, dict[str, str]]:
+        """The figures, the scores, and what could not be read."""
         scores, losses, failed = self(state, records)
         figures = agreement(scores, records.scores, records.good).to_dict()
-        return {"loss": float(np.nanmean(losses)), **figures}, failed
+        return {"loss": float(np.nanmean(losses)), **figures}, scores, failed
 
 
 def _test(judge: _Judge, state: TrainState, job: Job, folder: Path, skipped: dict[str, str]) -> None:
