@@ -45,6 +45,7 @@ from spp_jax.data.schedule import Schedule, at_scale
 from spp_jax.journal import Journal, draw_curves, write_skipped
 from spp_jax.losses import create_loss
 from spp_jax.metrics import agreement
+from spp_jax.models.weights import from_torchvision, read_tensors, take_variables
 from spp_jax.report import write_report
 from spp_jax.scoring import forward_executables, score_records
 from spp_jax.training import Recipe, TrainState, build_model, create_training, fit, step_executables
@@ -297,10 +298,11 @@ def _train(job: Job, options: Options) -> int:
             start, state = _restore(checkpoints, about, state)
             _say(f"resumed at step {start} of {job.total_steps}")
         elif config.init_from:
-            state = _begin_from(config.init_from, state)
+            state = _begin_from(config, state)
+        # Before the work of compiling: a folder that cannot be written is said now.
+        journal = open_things.enter_context(contextlib.closing(Journal(folder, start, writes=leads)))
         programs = {"step": (step, schedule.buckets), "forward": (judge.forward, judge.buckets)}
         _compile(programs, job.mesh, _say_compiled, interrupted.came)
-        journal = open_things.enter_context(contextlib.closing(Journal(folder, start, writes=leads)))
         for line in journal.lines:  # before a run that goes on here
             skipped |= line.get("skipped", {})
         bar = tqdm(
@@ -415,10 +417,24 @@ def _train(job: Job, options: Options) -> int:
     return SKIPPED if skipped else DONE
 
 
-def _begin_from(path: str, state: TrainState) -> TrainState:
-    with Checkpoints(path_at(path)) as checkpoints:
-        merged, taken, left = checkpoints.restore_like(nnx.merge_state(state.params, state.stats))
-    _say(f"taken from {path}: {', '.join(taken)}")
+def _begin_from(config: RunConfig, state: TrainState) -> TrainState:
+    """The state whose variables are another run's, or torchvision's, where they fit."""
+    source = str(config.init_from)
+    if Path(source).suffix in (".pth", ".pt", ".safetensors"):
+        imported = from_torchvision(config.model, read_tensors(source), config.levels)
+        found = imported.variables
+        for what, names in (("has no place here", imported.unused), ("is missing there", imported.missing)):
+            if names:
+                _say(f"{source}: {', '.join(names)} {what}")
+    else:
+        with Checkpoints(path_at(source)) as checkpoints:
+            found = checkpoints.model_variables()
+    merged, taken, left = take_variables(nnx.merge_state(state.params, state.stats), found)
+    if not taken:
+        raise UsageError(
+            f"--init-from {source}: no variable there has path and shape of one of {config.model}"
+        )
+    _say(f"taken from {source}: {', '.join(taken)}")
     if left:
         _say(f"left as they begin, as they are not there in this shape: {', '.join(left)}")
     params, stats = nnx.split_state(merged, nnx.Param, ...)

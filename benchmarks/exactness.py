@@ -42,8 +42,9 @@ def measure(options: Options) -> dict[str, dict[str, float]]:
     """The largest relative error by comparison and kind of tensor."""
     rng = np.random.default_rng(options.seed)
     model = create_model(options.model, rngs=nnx.Rngs(options.seed))
-    if not model.logits.kernel[...].any():  # a head that starts at zero hides everything before it
-        model.logits.kernel[...] = rng.normal(size=model.logits.kernel.shape).astype(np.float32)
+    last = getattr(model.head, "logits", None)
+    if last is not None and not last.kernel[...].any():  # a head that starts at zero hides all before it
+        last.kernel[...] = rng.normal(size=last.kernel.shape).astype(np.float32)
     model.eval()
     sizes = [
         [int(rng.integers(low, options.longest + 1)) for low in model.min_size] for _ in range(options.images)

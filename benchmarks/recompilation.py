@@ -178,7 +178,8 @@ def make_step(options: Options) -> tuple[Any, Callable, Callable | None]:
     recipe, state = create_training(config, 1000, 8.0)
     # The head starts at zero: every logit would be 0, padded or not.
     params = nnx.to_pure_dict(state.params)
-    params["logits"]["kernel"] = jax.random.normal(jax.random.key(0), params["logits"]["kernel"].shape)
+    last = params["head"]["logits"]
+    last["kernel"] = jax.random.normal(jax.random.key(0), last["kernel"].shape)
     nnx.replace_by_pure_dict(state.params, params)
 
     def step(state, batch):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -170,32 +169,13 @@ class Checkpoints:
         nnx.replace_by_pure_dict(restored, self._restore("model", pure))
         return restored
 
-    def restore_like(self, like: nnx.State) -> tuple[nnx.State, list[str], list[str]]:
-        """The newest model's variables where they have the same path and shape, to begin another run with.
-
-        Returns:
-            The state, its paths that were taken, and those that were not.
+    def model_variables(self) -> dict[str, Any]:
+        """The newest model's variables by their paths, to begin another run with.
 
         Raises:
-            UsageError: there is no checkpoint, it is damaged, or nothing of it fits.
+            UsageError: there is no checkpoint, or it is damaged.
         """
-        found = _flat(self._restore("model"))
-        pure = nnx.to_pure_dict(like)
-        taken = [
-            path for path, leaf in _flat(pure).items() if path in found and found[path].shape == leaf.shape
-        ]
-        if not taken:
-            raise UsageError(f"{self.folder} has no variable of the path and shape of this model's")
-        names = iter(_flat(pure))
-        restored = nnx.clone(like)
-        nnx.replace_by_pure_dict(
-            restored,
-            jax.tree.map(
-                lambda leaf: jnp.asarray(found[name], leaf.dtype) if (name := next(names)) in taken else leaf,
-                pure,
-            ),
-        )
-        return restored, taken, [name for name in _flat(pure) if name not in taken]
+        return _flat(self._restore("model"))
 
     def restore_training(self, like: Any) -> Any:
         """The newest training part; ``like`` and errors as for :meth:`restore_model`."""

@@ -94,6 +94,9 @@ class RunConfig:
     dtype: str = "float32"
     """What the network computes in: float32, bfloat16 or float64 (with jax_enable_x64). Parameters,
     statistics, logits and losses stay float32 or wider."""
+    remat: bool = False
+    """Keep for the backward pass only what goes from one stage of the network to the next, and work out the
+    rest again: less memory, more time; for large pictures in deep networks."""
     loss: str = "cross_entropy"
     """What is trained for: cross_entropy (the score, taken for the probability of being good), good (binary
     cross-entropy on it), huber (regression on the score), emd (squared earth mover's distance of votes)."""
@@ -126,7 +129,8 @@ class RunConfig:
     scales: tuple[float, ...] = (1.0,)
     """Sizes at which a training picture is seen, of its own, epoch by epoch in turns (SPP-net, 2.3)."""
     init_from: str | None = None
-    """Begin with the variables of this run's latest checkpoint, where path and shape are the same."""
+    """Begin with the variables of this run's latest checkpoint, or with torchvision's weights for the model
+    (a .pth or .safetensors file), where path and shape are the same."""
     seed: int = 0
     """Of parameters, order and mirroring."""
     save_every: int = 200

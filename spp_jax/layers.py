@@ -23,7 +23,7 @@ from spp_jax.padded import Padded
 from spp_jax.pooling import spatial_pyramid_pool
 from spp_jax.reductions import Reduction, reduction_named
 
-__all__ = ["BatchNorm", "Conv", "Geometry", "GroupNorm", "MaxPool", "SpatialPyramidPool"]
+__all__ = ["BatchNorm", "Conv", "Dropout", "Geometry", "GroupNorm", "MaxPool", "SpatialPyramidPool"]
 
 
 class Conv(nnx.Conv):
@@ -195,6 +195,33 @@ class GroupNorm(nnx.GroupNorm):
         filler = (x.sizes == 0).any(axis=-1).reshape((-1,) + (1,) * (x.values.ndim - 1))
         mask = jnp.broadcast_to(x.mask() | filler, x.values.shape)
         return dataclasses.replace(x, values=super().__call__(x.filled(0), mask=mask))
+
+
+class Dropout(nnx.Dropout):
+    """Dropout (Srivastava et al. 2014) whose state is plain numbers: a key, and how often it was used.
+
+    `flax.nnx.Dropout` keeps typed keys, which Orbax does not save within a tree. What is dropped in a row
+    does not depend on how many rows there are, nor on how many devices share them.
+    """
+
+    def __init__(self, rate: float, *, rngs: nnx.Rngs):
+        """Make the layer.
+
+        Args:
+            rate: the share of the input that is dropped in training.
+            rngs: for the key.
+        """
+        super().__init__(rate)
+        self.key = nnx.Variable(jax.random.key_data(rngs.dropout()))
+        self.count = nnx.Variable(jnp.zeros((), jnp.uint32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """``[batch, features]``, the shape kept; the others are scaled up."""
+        if self.deterministic:
+            return x
+        key = jax.random.fold_in(jax.random.wrap_key_data(self.key[...]), self.count[...])
+        self.count[...] += 1
+        return super().__call__(x, rngs=key)
 
 
 class SpatialPyramidPool(nnx.Module):

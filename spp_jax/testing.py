@@ -272,7 +272,7 @@ def _differentiable(module: Callable[[Padded], Any], dtype: Any) -> tuple[_Diffe
             return forward(params, dataclasses.replace(x, values=values))
 
         output, pull, sizes = jax.vjp(of_values, params, x.values, has_aux=True)
-        return output, sizes, *pull(weights)
+        return output, sizes, *pull(weights.astype(output.dtype))
 
     return _Differentiable(forward, run), params
 

@@ -99,7 +99,12 @@ def build_model(config: RunConfig, outputs: int) -> SPPNet:
     dtype = None if config.dtype == "float32" else jnp.dtype(config.dtype)
     try:
         return create_model(
-            config.model, levels=config.levels, outputs=outputs, dtype=dtype, rngs=nnx.Rngs(config.seed)
+            config.model,
+            levels=config.levels,
+            outputs=outputs,
+            dtype=dtype,
+            remat=config.remat,
+            rngs=nnx.Rngs(config.seed),
         )
     except ValueError as error:
         raise UsageError(f"--model {config.model}: {error}") from None

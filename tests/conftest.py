@@ -1,4 +1,5 @@
 import io
+import os
 
 import fsspec
 import jax
@@ -11,6 +12,17 @@ from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from spp_jax.data.records import Records
+
+
+def pytest_configure(config):
+    """Most of the time of the suite is compilation of small programs: LLVM may leave them as they are.
+
+    The slow tests compile as everybody does.
+    """
+    if config.option.markexpr == "not slow":
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+
 
 # Every new shape compiles: no deadline per example, and few examples that count.
 settings.register_profile(

@@ -15,6 +15,7 @@ import pytest
 from conftest import noise_records, png
 from flax import nnx
 from PIL import Image
+from test_weights import alexnet_tensors
 
 import evaluate
 import spp_jax.data
@@ -263,10 +264,10 @@ class TestTrain:
         arguments = [*QUICK, "--steps", 3, "--init-from", trained, "--freeze", "body/*", "--ema", 0.9]
         status, _, said = call(train, *arguments, "--out", tmp_path / "run")
         assert status == 0
-        assert f"taken from {trained}: body/stages/0/bias, " in said
+        assert f"taken from {trained}: body/stages/0/conv/kernel, " in said
         before, after = (nnx.to_pure_dict(final_variables(folder)) for folder in (trained, tmp_path / "run"))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after["body"], before["body"])
-        assert (before["logits"]["kernel"] != after["logits"]["kernel"]).any()
+        assert (before["head"]["logits"]["kernel"] != after["head"]["logits"]["kernel"]).any()
         status, _, said = call(train, *QUICK, "--init-from", tmp_path / "none", "--out", tmp_path / "other")
         assert status == 2
         assert "holds no checkpoint of a run" in said
@@ -292,6 +293,38 @@ class TestTrain:
     def test_a_warm_up_as_long_as_the_run_is_no_error(self, call, tmp_path):
         status, _, _ = call(train, *QUICK, "--steps", 1, "--warmup", 0.9, "--out", tmp_path / "run")
         assert status == 0
+
+    def test_weights_of_another_library_are_taken_where_they_fit_and_the_rest_is_named(self, call, tmp_path):
+        numpy = pytest.importorskip("safetensors.numpy")
+        numpy.save_file(alexnet_tensors(), weights := tmp_path / "alexnet.safetensors")
+        arguments = [*QUICK, "--model", "alexnet", "--steps", 1, "--remat", "--dtype", "bfloat16"]
+        arguments += ["--max-failed", 1]  # AlexNet takes no picture below 31 pixels
+        arguments += ["--freeze", "body/*", "--init-from", weights, "--out", tmp_path / "run"]
+        status, _, said = call(train, *arguments)
+        assert status == 3
+        assert f"{weights}: classifier.1.weight has no place here" in said
+        assert f"taken from {weights}: body/stages/0/convs/0/bias, " in said
+        assert "left as they begin, as they are not there in this shape: head/" in said
+        with Checkpoints(tmp_path / "run") as checkpoints:
+            found = checkpoints.model_variables()
+        kernel = alexnet_tensors()["features.0.weight"].transpose(2, 3, 1, 0)
+        np.testing.assert_array_equal(found["body/stages/0/convs/0/kernel"], kernel)
+        status, _, said = call(train, *QUICK, "--init-from", weights, "--out", tmp_path / "other")
+        assert status == 2
+        assert "taken by alexnet, vgg16, mna, resnet18, resnet50, not by compact" in said
+
+    def test_a_file_system_that_only_reads_is_said_in_a_line(self, call, tmp_path):
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", disk]).returncode:
+            pytest.skip("no file system can be mounted here")
+        try:
+            status, _, said = call(train, *QUICK, "--steps", 1, "--out", disk / "run")
+        finally:
+            subprocess.run(["umount", disk], check=True)
+        assert status == 1
+        assert re.search("train.py: .*Read-only file system", said)
+        assert "compiled for" not in said  # said before the work is done
 
     def test_a_folder_that_cannot_be_written_is_said_in_a_line(self, call, tmp_path):
         (tmp_path / "file").write_text("not a folder")

@@ -13,6 +13,7 @@ from jax import lax
 from spp_jax import Padded, bin_edges, create_model, pad_batch
 from spp_jax.layers import BatchNorm, Conv, MaxPool
 from spp_jax.models import SPPNet
+from spp_jax.models.sppnet import Classifier, Stages
 from spp_jax.testing import lone_tensors, padded_tensors, relative_errors
 
 
@@ -23,8 +24,8 @@ def apply(model: SPPNet, images) -> jax.Array:
 
 def with_a_moved_head(model: SPPNet) -> SPPNet:
     """A head that starts at zero hides everything before it."""
-    shape = model.logits.kernel[...].shape
-    model.logits.kernel[...] = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    shape = model.head.logits.kernel[...].shape
+    model.head.logits.kernel[...] = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     return model
 
 
@@ -37,15 +38,15 @@ def compact():
 
 
 @pytest.mark.parametrize(  # benchmarks/exactness.py takes more
-    "first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(4, 20, 4))]
+    "first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(2, 18, 4))]
 )
 def test_logits_and_gradients_of_compact_for_random_sizes(compact, first):
     rng = np.random.default_rng(first)
-    images = [rng.uniform(size=(*size, 3)) for size in SIZES[first : first + 4]]
+    images = [rng.uniform(size=(*size, 3)) for size in SIZES[first : first + (4 if first else 2)]]
     alone = lone_tensors(compact, images)
     outside = math.nan if first % 8 else 1e6
     errors = relative_errors(padded_tensors(compact, images, outside=outside), alone)
-    assert len(errors) > 15
+    assert len(errors) > 11
     assert all(error <= 1e-9 for error in errors.values()), errors
     assert errors["input gradient outside the images"] == 0
 
@@ -64,6 +65,20 @@ def test_in_float32_padding_costs_no_more_than_rounding_does(compact):
     rounding = relative_errors(alone, lone_tensors(compact, images))
     padding = relative_errors(padded_tensors(compact, images, dtype=np.float32), alone)
     assert np.max([*padding.values()]) <= 10 * np.max([*rounding.values()]) < 1e-2
+
+
+def test_in_bfloat16_padding_costs_no_more_than_rounding_does():
+    """Invariant 1 where the network computes in bfloat16: parameters and pictures stay float32."""
+    narrow = with_a_moved_head(create_model("compact", dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    wide = with_a_moved_head(create_model("compact", rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(1)
+    images = [rng.uniform(size=(*size, 3)).astype(np.float32) for size in SIZES[:2]]
+    alone = lone_tensors(narrow, images, dtype=np.float32)
+    rounding = relative_errors(alone, lone_tensors(wide, images, dtype=np.float32))
+    padding = relative_errors(padded_tensors(narrow, images, dtype=np.float32), alone)
+    assert 1e-4 < np.max([*rounding.values()])  # which makes winners of other cells, here and there
+    assert np.max([*padding.values()]) <= 2 * np.max([*rounding.values()])
+    assert padding["input gradient outside the images"] == 0
 
 
 def test_pictures_in_uint8_are_normalised_alike(compact):
@@ -89,13 +104,16 @@ class BatchStatistics(nnx.Module):
             assert layer.bias is not None
             layer.bias[...] = rngs.normal(layer.bias[...].shape, jnp.float32)
 
-    def __call__(self, x: Padded) -> tuple[Padded, ...]:
+        layers = (self.conv1, self.pool, self.conv2)
+        self.chain = tuple(layer.geometry for layer in layers)
+
+    def __call__(self, x: Padded) -> Padded:
         x = self.pool(self.norm1(self.conv1(x)).map(nnx.relu))
         branch = self.norm2(self.conv2(x))
-        return (x.map(lambda values: nnx.relu(values + branch.values)),)
+        return x.map(lambda values: nnx.relu(values + branch.values))
 
 
-def logits_of_images_alone(params: Any, images: list[jax.Array], scale: float) -> jax.Array:
+def logits_of_images_alone(params: Any, images: list[jax.Array]) -> jax.Array:
     """The same network over a list of images, none padded, sharing nothing but the statistics."""
 
     def conv(p, xs, stride):
@@ -127,31 +145,32 @@ def logits_of_images_alone(params: Any, images: list[jax.Array], scale: float) -
                 pooled += [x[top:bottom, a:b].max((0, 1)) for a, b in zip(lefts, rights, strict=True)]
         return jnp.concatenate(pooled)
 
-    body = params["body"]
+    body = params["body"]["stages"][0]
     xs = norm(body["norm1"], conv(body["conv1"], [4 * x - 2 for x in images], 2))
     xs = [max_pool(jax.nn.relu(x)) for x in xs]
     branches = norm(body["norm2"], conv(body["conv2"], xs, 1))
-    vectors = jnp.stack([pyramid(jax.nn.relu(x + b)) for x, b in zip(xs, branches, strict=True)]) * scale
-    hidden = jax.nn.gelu(vectors @ params["hidden"]["kernel"][...] + params["hidden"]["bias"][...])
-    return (hidden @ params["logits"]["kernel"][...] + params["logits"]["bias"][...])[:, 0]
+    vectors = jnp.stack([pyramid(jax.nn.relu(x + b)) for x, b in zip(xs, branches, strict=True)])
+    first, last = params["head"]["hidden"][0], params["head"]["logits"]
+    hidden = jax.nn.relu(vectors @ first["kernel"][...] + first["bias"][...])
+    return (hidden @ last["kernel"][...] + last["bias"][...])[:, 0]
 
 
 @pytest.mark.parametrize(
-    ("outside", "turned"),
-    [(math.nan, False), pytest.param(1e6, False, marks=pytest.mark.slow), (math.nan, True)],
+    ("outside", "turned", "remat"),
+    [
+        (math.nan, False, False),
+        pytest.param(1e6, False, False, marks=pytest.mark.slow),
+        (math.nan, True, True),
+    ],
 )
-def test_in_training_mode_statistics_are_over_the_batchs_true_cells(outside, turned, x64):
+def test_in_training_mode_statistics_are_over_the_batchs_true_cells(outside, turned, remat, x64):
     rngs = nnx.Rngs(0)
     model = SPPNet(
-        BatchStatistics(rngs),
+        Stages([BatchStatistics(rngs)], remat=remat),
+        lambda bins, features: Classifier(bins, features, hidden=(5,), outputs=1, dtype=None, rngs=rngs),
         features=6,
-        min_size=(4, 4),
         levels=(1, 2, 4),
         reduce=("max",),
-        hidden=5,
-        outputs=1,
-        dtype=None,
-        rngs=rngs,
     )
     with_a_moved_head(model).train()
     graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -171,7 +190,7 @@ def test_in_training_mode_statistics_are_over_the_batchs_true_cells(outside, tur
         return logits[:-1] @ weights, logits[:-1]
 
     def alone(params, images):
-        logits = logits_of_images_alone(params, images, model.scale)
+        logits = logits_of_images_alone(params, images)
         return logits @ weights, logits
 
     values = jnp.where(mask, padded.values, outside)
@@ -218,7 +237,7 @@ class TestModel:
         assert logits.dtype == jnp.bfloat16
         with pytest.raises(TypeError, match="colour"):
             create_model("compact", colour=1, rngs=nnx.Rngs(0))
-        with pytest.raises(ValueError, match="'nosuch' is unknown; known are compact"):
+        with pytest.raises(ValueError, match="'nosuch' is unknown; known are alexnet, compact"):
             create_model("nosuch", rngs=nnx.Rngs(0))
         with pytest.raises(ValueError, match="levels is empty"):
             create_model("compact", levels=(), rngs=nnx.Rngs(0))

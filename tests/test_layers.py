@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 
 from spp_jax import Padded, pad_batch
-from spp_jax.layers import BatchNorm, Conv, GroupNorm, MaxPool, SpatialPyramidPool
+from spp_jax.layers import BatchNorm, Conv, Dropout, GroupNorm, MaxPool, SpatialPyramidPool
 from spp_jax.testing import (
     assert_padding_exact,
     lone_tensors,
@@ -217,3 +217,23 @@ def test_the_pyramid_layer_stores_its_statics_and_adds_nothing():
     np.testing.assert_array_equal(
         found, pyramid_pool_reference(features, [[5, 7], [3, 4]], levels=(1, (2, 3)))
     )
+
+
+class TestDropout:
+    def test_drops_its_share_anew_at_each_call_and_scales_the_rest(self):
+        layer = Dropout(0.25, rngs=nnx.Rngs(0))
+        x = jnp.ones((50, 200))
+        first, second = layer(x), layer(x)
+        assert (first == 0).mean() == pytest.approx(0.25, abs=0.02)
+        np.testing.assert_allclose(first[first != 0], 1 / 0.75, rtol=1e-6)
+        assert (first != second).any()
+
+    def test_what_is_dropped_in_a_row_does_not_depend_on_how_many_there_are(self):
+        few, many = (Dropout(0.5, rngs=nnx.Rngs(0))(jnp.ones((rows, 40))) for rows in (3, 8))
+        np.testing.assert_array_equal(few, many[:3])
+
+    def test_in_evaluation_nothing_is_dropped_nor_counted(self):
+        layer = Dropout(0.5, rngs=nnx.Rngs(0))
+        layer.eval()
+        np.testing.assert_array_equal(layer(jnp.ones((3, 4))), 1)
+        assert layer.count[...] == 0

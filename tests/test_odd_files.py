@@ -166,7 +166,7 @@ def test_each_gives_pixels_or_a_reason_within_10_s_and_1_gb(corpus):
 
 def test_scoring_them_all_names_each_that_has_no_score(corpus):
     model = create_model("compact", rngs=nnx.Rngs(0))
-    model.logits.kernel[...] = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32)
+    model.head.logits.kernel[...] = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32)
     scorer = Scorer(model, RunConfig(buckets=3, max_pixels=40_000))
     scores = scorer.score(corpus)
     assert len(scores) == len(corpus)

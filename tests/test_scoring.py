@@ -19,7 +19,7 @@ RECORDS = noise_records()
 def model():
     model = create_model("compact", widths=(4, 8), hidden=8, rngs=nnx.Rngs(0))
     # The head starts undecided, at 0.5 for every picture; move it.
-    model.logits.kernel[...] = np.random.default_rng(0).normal(size=(8, 1)).astype(np.float32)
+    model.head.logits.kernel[...] = np.random.default_rng(0).normal(size=(8, 1)).astype(np.float32)
     return model
 
 

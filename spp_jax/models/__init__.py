@@ -4,14 +4,24 @@ from collections.abc import Callable, Sequence
 
 from flax import nnx
 
+from spp_jax.models.alexnet import alexnet
 from spp_jax.models.compact import compact
+from spp_jax.models.resnet import resnet18, resnet50
 from spp_jax.models.sppnet import SPPNet
+from spp_jax.models.vgg import mna, vgg16
+from spp_jax.models.zf5 import zf5
 from spp_jax.pooling import Level
 
 __all__ = ["SPPNet", "create_model", "list_models"]
 
 _MODELS: dict[str, Callable[..., SPPNet]] = {
+    "alexnet": alexnet,
     "compact": compact,
+    "mna": mna,
+    "resnet18": resnet18,
+    "resnet50": resnet50,
+    "vgg16": vgg16,
+    "zf5": zf5,
 }
 
 

@@ -1,6 +1,5 @@
 """`compact`: a small network over local contrast that learns in minutes on two cores."""
 
-import functools
 import itertools
 from collections.abc import Sequence
 
@@ -10,8 +9,8 @@ from flax import nnx
 from flax.typing import Dtype
 
 from spp_jax.bins import Level
-from spp_jax.layers import Conv, Geometry
-from spp_jax.models.sppnet import SPPNet
+from spp_jax.layers import Conv
+from spp_jax.models.sppnet import ConvStage, SPPNet, Stages
 from spp_jax.padded import Padded
 from spp_jax.reductions import Reduction
 
@@ -28,6 +27,7 @@ def compact(
     hidden: int = 64,
     reduce: Sequence[Reduction] = ("mean", "max"),
     dtype: Dtype | None = None,
+    remat: bool = False,
     rngs: nnx.Rngs,
 ) -> SPPNet:
     """A stem that sees contrast, and stages that halve the map; the pyramid pools first and last.
@@ -48,49 +48,51 @@ def compact(
         hidden: width of the head's hidden layer.
         reduce: the reductions of the pyramid.
         dtype: to compute in; None: what parameters and input promote to.
+        remat: as :class:`~spp_jax.models.sppnet.Stages` takes it.
         rngs: for the initial parameters.
 
     Returns:
-        The network; its ``min_size`` is one cell of the last stage, 2 * 2**len(widths) pixels.
+        The network.
     """
-    smallest = 2 * 2 ** len(widths)
+    he = nnx.initializers.he_normal()
+    halving = (
+        ConvStage([Conv(before, width, 3, strides=2, kernel_init=he, dtype=dtype, rngs=rngs)])
+        for before, width in itertools.pairwise(widths)
+    )
+    stem = _Contrast(widths[0], dtype=dtype, rngs=rngs)
+    several = len(widths) > 1
     return SPPNet(
-        _Body(tuple(widths), dtype=dtype, rngs=rngs),
-        features=widths[0] + widths[-1] if len(widths) > 1 else widths[0],
-        min_size=(smallest, smallest),
+        Stages([stem, *halving], maps=(0, -1) if several else (0,), remat=remat),
+        lambda bins, features: _Head(bins * features, hidden, outputs, dtype=dtype, rngs=rngs),
+        features=widths[0] + widths[-1] if several else widths[0],
         levels=levels,
         reduce=reduce,
-        hidden=hidden,
-        outputs=outputs,
-        dtype=dtype,
-        rngs=rngs,
     )
 
 
-class _Body(nnx.Module):
-    def __init__(self, widths: tuple[int, ...], *, dtype: Dtype | None, rngs: nnx.Rngs):
-        stem, *_ = widths
-        self.stem = Conv(
-            3, stem, 3, strides=4, use_bias=False, kernel_init=_differences, dtype=dtype, rngs=rngs
+class _Contrast(nnx.Module):
+    def __init__(self, width: int, *, dtype: Dtype | None, rngs: nnx.Rngs):
+        self.conv = Conv(
+            3, width, 3, strides=4, use_bias=False, kernel_init=_differences, dtype=dtype, rngs=rngs
         )
-        he = nnx.initializers.he_normal()
-        self.stages = nnx.List(
-            Conv(before, width, 3, strides=2, kernel_init=he, dtype=dtype, rngs=rngs)
-            for before, width in itertools.pairwise(widths)
-        )
+        self.chain = (self.conv.geometry,)
 
-    @property
-    def geometries(self) -> tuple[Geometry, ...]:
-        """From the picture's pixels to the cells of each map."""
-        first = self.stem.geometry
-        last = functools.reduce(Geometry.then, (stage.geometry for stage in self.stages), first)
-        return (first, last) if self.stages else (first,)
+    def __call__(self, x: Padded) -> Padded:
+        return self.conv(x).map(lambda values: jnp.log1p(_GAIN / 4 * jnp.abs(values)))
 
-    def __call__(self, x: Padded) -> tuple[Padded, ...]:
-        contrast = x = self.stem(x).map(lambda values: jnp.log1p(_GAIN / 4 * jnp.abs(values)))
-        for stage in self.stages:
-            x = stage(x).map(nnx.relu)
-        return (contrast, x) if self.stages else (x,)
+
+class _Head(nnx.Module):
+    def __init__(self, width: int, hidden: int, outputs: int, *, dtype: Dtype | None, rngs: nnx.Rngs):
+        # Adam moves each weight by about the learning rate, so a sum over a vector this long would leap
+        # and leave hidden units dead: the vector is scaled down, and the weights are of order 1.
+        self.scale = width**-0.5
+        init, zeros = nnx.initializers.normal(1.0), nnx.initializers.zeros_init()
+        self.hidden = nnx.Linear(width, hidden, kernel_init=init, dtype=dtype, rngs=rngs)
+        self.logits = nnx.Linear(hidden, outputs, kernel_init=zeros, dtype=dtype, rngs=rngs)
+
+    def __call__(self, pooled: jax.Array) -> jax.Array:
+        vector = pooled.reshape(pooled.shape[0], -1)
+        return self.logits(nnx.gelu(self.hidden(vector * self.scale)))
 
 
 def _differences(key: jax.Array, shape: tuple[int, ...], dtype, **_) -> jax.Array:

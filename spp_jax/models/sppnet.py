@@ -1,6 +1,8 @@
 """`SPPNet`: a convolutional body, the pyramid in place of its last pool, a fully connected head."""
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,154 @@ from flax import nnx
 from flax.typing import Dtype
 
 from spp_jax.bins import Level
-from spp_jax.layers import SpatialPyramidPool
+from spp_jax.layers import Conv, Dropout, Geometry, MaxPool, SpatialPyramidPool
 from spp_jax.padded import Padded
 from spp_jax.reductions import Reduction
 
-__all__ = ["SPPNet"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Classifier", "ConvStage", "SPPNet", "Stage", "Stages"]
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's training pictures, RGB of 0 to 1: what torchvision's weights were trained with."""
+
+
+class Stage(Protocol):
+    """A part of a body: `Padded` to `Padded`.
+
+    Attributes:
+        chain: its sliding operations, one after another, along its longest path.
+    """
+
+    chain: tuple[Geometry, ...]
+
+    def __call__(self, x: Padded) -> Padded:
+        """The part's map."""
+        ...
+
+
+class Stages(nnx.Module):
+    """A body: stages one after another, some of whose maps go to the pyramid."""
+
+    def __init__(self, stages: Sequence[Stage], *, maps: Sequence[int] = (-1,), remat: bool = False):
+        """Make the body.
+
+        Args:
+            stages: modules, each of which has a ``chain``.
+            maps: the stages whose maps are given, by number; -1: the last one's.
+            remat: keep only what goes from stage to stage for the backward pass, and work out anew what is
+                inside one when its turn comes: memory for time (Chen et al. 2016, arXiv:1604.06174).
+        """
+        self.stages = nnx.List(stages)
+        self.maps = tuple(range(len(stages))[number] for number in maps)
+        self.remat = remat
+
+    @property
+    def geometries(self) -> tuple[Geometry, ...]:
+        """From the picture's pixels to the cells of each map."""
+        chains = [sum((stage.chain for stage in self.stages[: n + 1]), ()) for n in self.maps]
+        return tuple(functools.reduce(Geometry.then, chain) for chain in chains)
+
+    @property
+    def min_size(self) -> tuple[int, int]:
+        """The smallest height and width: each stage gives a cell, and the last cell's stride lies inside."""
+        size, strides = [1, 1], [1, 1]
+        for geometry in reversed(sum((stage.chain for stage in self.stages), ())):
+            for axis, (window, stride, padding) in enumerate(
+                zip(geometry.window, geometry.strides, geometry.padding, strict=True)
+            ):
+                size[axis] = max(1, (size[axis] - 1) * stride + window - 2 * padding)
+                strides[axis] *= stride
+        height, width = map(max, size, strides)
+        return height, width
+
+    def __call__(self, x: Padded) -> tuple[Padded, ...]:
+        """The maps asked for, in the order of the stages."""
+        found = []
+        for number, stage in enumerate(self.stages):
+            x = nnx.remat(_run)(stage, x) if self.remat else stage(x)
+            if number in self.maps:
+                found.append(x)
+        return tuple(found)
+
+
+def _run(stage: Stage, x: Padded) -> Padded:
+    return stage(x)
+
+
+class ConvStage(nnx.Module):
+    """A max-pool, if any, then convolutions with ReLU: a stage of the networks without shortcuts.
+
+    The pool stands first, so that a body ends with its last convolution, where the pyramid takes over.
+    """
+
+    def __init__(
+        self,
+        convs: Sequence[Conv],
+        *,
+        pool: MaxPool | None = None,
+        normalize: Callable[[jax.Array], jax.Array] | None = None,
+    ):
+        """Make the stage; ``normalize`` acts on each cell's channels, after the pool."""
+        self.pool, self.convs, self.normalize = pool, nnx.List(convs), normalize
+        pools = () if pool is None else (pool.geometry,)
+        self.chain = (*pools, *(conv.geometry for conv in convs))
+
+    def __call__(self, x: Padded) -> Padded:
+        """``[batch, height, width, channels]`` to the map of the last convolution."""
+        if self.pool is not None:
+            x = self.pool(x)
+        if self.normalize is not None:
+            x = Padded(self.normalize(x.filled(0)), x.sizes, x.turned)
+        for conv in self.convs:
+            x = conv(x).map(nnx.relu)
+        return x
+
+
+class Classifier(nnx.Module):
+    """Fully connected layers with ReLU and dropout, and a last one that gives the logits."""
+
+    def __init__(
+        self,
+        bins: int,
+        features: int,
+        *,
+        hidden: Sequence[int],
+        outputs: int,
+        dropout: Sequence[float] = (),
+        dtype: Dtype | None,
+        rngs: nnx.Rngs,
+    ):
+        """Make the head.
+
+        Args:
+            bins: of the pyramid.
+            features: per bin.
+            hidden: widths of the layers before the last; () for none.
+            outputs: how many logits.
+            dropout: the share of each layer's input that is dropped in training, from the first layer on
+                (Srivastava et al. 2014); where it ends, nothing is.
+            dtype: to compute in; None: what parameters and input promote to.
+            rngs: for the initial parameters and for what is dropped.
+        """
+        widths = (bins * features, *hidden)
+        init = nnx.initializers.he_normal()
+        self.hidden = nnx.List(
+            nnx.Linear(a, b, kernel_init=init, dtype=dtype, rngs=rngs)
+            for a, b in zip(widths, hidden, strict=False)
+        )
+        self.logits = nnx.Linear(
+            widths[-1], outputs, kernel_init=nnx.initializers.lecun_normal(), dtype=dtype, rngs=rngs
+        )
+        self.dropout = nnx.List(Dropout(rate, rngs=rngs) for rate in dropout[: len(widths)] if rate)
+        self.drops = tuple(bool(rate) for rate in dropout[: len(widths)])
+
+    def __call__(self, pooled: jax.Array) -> jax.Array:
+        """``[batch, bins, features]`` -> ``[batch, outputs]``."""
+        x, dropout = pooled.reshape(pooled.shape[0], -1), iter(self.dropout)
+        drops = (*self.drops, *(False,) * (len(self.hidden) + 1 - len(self.drops)))
+        for drop, layer in zip(drops, (*self.hidden, None), strict=True):
+            x = next(dropout)(x) if drop else x
+            x = self.logits(x) if layer is None else nnx.relu(layer(x))
+        return x
 
 
 class SPPNet(nnx.Module):
@@ -24,44 +169,35 @@ class SPPNet(nnx.Module):
 
     def __init__(
         self,
-        body: Callable[[Padded], tuple[Padded, ...]],
+        body: Stages,
+        head: Callable[[int, int], Callable[[jax.Array], jax.Array]],
         *,
         features: int,
-        min_size: tuple[int, int],
         levels: Sequence[Level],
         reduce: Sequence[Reduction],
-        hidden: int,
-        outputs: int,
-        dtype: Dtype | None,
-        rngs: nnx.Rngs,
+        mean: Sequence[float] = (0.5, 0.5, 0.5),
+        std: Sequence[float] = (0.25, 0.25, 0.25),
+        dtype: Dtype | None = None,
     ):
         """Put a network together.
 
         Args:
-            body: a module from `Padded` images ``[batch, height, width, 3]`` to one or more `Padded`
-                feature maps; each is pooled by the pyramid.
+            body: from `Padded` images ``[batch, height, width, 3]`` to one or more `Padded` feature maps;
+                each is pooled by the pyramid.
+            head: makes, of the pyramid's bins and the features of each, the module from pooled features
+                ``[batch, bins, features]`` to logits ``[batch, outputs]``.
             features: the channels that ``body`` gives, over all its maps.
-            min_size: the smallest (height, width) for which each map has at least one cell.
             levels: the pyramid.
             reduce: the reductions of the pyramid; each gives its own features.
-            hidden: width of the one hidden layer of the head.
-            outputs: how many logits.
+            mean: RGB of 0 to 1, taken from each pixel.
+            std: by which it is divided then.
             dtype: to compute in; None: what parameters and input promote to.
-            rngs: for the initial parameters.
         """
         self.body = body
         self.pools = nnx.List(SpatialPyramidPool(levels, reduce=reduction) for reduction in reduce)
-        width = sum(pool.num_bins * features for pool in self.pools)
-        # Adam moves each weight by about the learning rate, so a sum over a vector this long would leap
-        # and leave hidden units dead: the vector is scaled down, and the weights are of order 1.
-        self.scale = width**-0.5
-        self.hidden = nnx.Linear(
-            width, hidden, kernel_init=nnx.initializers.normal(1.0), dtype=dtype, rngs=rngs
-        )
-        self.logits = nnx.Linear(
-            hidden, outputs, kernel_init=nnx.initializers.zeros_init(), dtype=dtype, rngs=rngs
-        )
-        self.min_size = min_size
+        self.head: Any = head(self.pools[0].num_bins, len(self.pools) * features)
+        self.min_size = body.min_size
+        self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
 
     def __call__(self, images: Padded | jax.Array) -> jax.Array:
         """Images ``[batch, height, width, 3]`` to logits ``[batch, outputs]``.
@@ -83,11 +219,12 @@ class SPPNet(nnx.Module):
             )
         maps = self.body(images.map(self._normalize))
         pooled = [pool(features) for features in maps for pool in self.pools]
-        vector = jnp.concatenate(pooled, axis=-1).reshape(shape[0], -1)
-        return self.logits(nnx.gelu(self.hidden(vector * self.scale)))
+        return self.head(jnp.concatenate(pooled, axis=-1))
 
     def _normalize(self, pixels: jax.Array) -> jax.Array:
-        """Pixels to about zero mean and unit variance: (x - 1/2) / (1/4)."""
+        """Pixels to about zero mean and unit variance: (x - mean) / std."""
         if jnp.issubdtype(pixels.dtype, jnp.integer):
-            pixels = pixels.astype(self.hidden.kernel[...].dtype) / 255
-        return pixels * 4 - 2
+            params = jax.tree.leaves(nnx.state(self, nnx.Param))
+            pixels = pixels.astype(jnp.result_type(*(param.dtype for param in params))) / 255
+        mean, std = (jnp.asarray(constant, pixels.dtype) for constant in (self.mean, self.std))
+        return (pixels - mean) / std
