@@ -76,7 +76,7 @@ def test_in_bfloat16_padding_costs_no_more_than_rounding_does():
     alone = lone_tensors(narrow, images, dtype=np.float32)
     rounding = relative_errors(alone, lone_tensors(wide, images, dtype=np.float32))
     padding = relative_errors(padded_tensors(narrow, images, dtype=np.float32), alone)
-    assert 1e-4 < np.max([*rounding.values()])  # which makes winners of other cells, here and there
+    assert np.max([*rounding.values()]) > 1e-4  # which makes winners of other cells, here and there
     assert np.max([*padding.values()]) <= 2 * np.max([*rounding.values()])
     assert padding["input gradient outside the images"] == 0
 
