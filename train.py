@@ -11,6 +11,7 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from spp_jax.addresses import AnyPath, path_at
+from spp_jax.addresses import AnyPath, is_address, path_at
 from spp_jax.buckets import Bucket, BucketPlan, plan_buckets
 from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.compilation import (
@@ -34,7 +35,7 @@ from spp_jax.compilation import (
     data_mesh,
     default_cache_dir,
     device_memory,
-    replicated,
+    placements,
     use_compilation_cache,
     warn_of_compilations,
 )
@@ -76,6 +77,9 @@ class Options:
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
     who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
+    fsdp: int | None = None
+    """Divide every parameter of at least so many numbers, and what the optimiser keeps of it, among the
+    devices: for networks whose heads do not fit one."""
     profile: int = 0
     """Trace so many steps, once the first ten are done, into profile/ in --out (TensorBoard shows it)."""
     distributed: bool = False
@@ -122,7 +126,7 @@ def main(arguments: list[str] | None = None) -> int:
         options = _parse(arguments)
         use_compilation_cache(options.cache_dir)
         job = _prepare(options)
-        return _dry_run(job) if options.dry_run else _train(job, options)
+        return _dry_run(job, options.fsdp) if options.dry_run else _train(job, options)
     except UsageError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return WRONG_USE
@@ -247,9 +251,9 @@ def _smallest(config: RunConfig) -> tuple[int, int]:
     return max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side)
 
 
-def _dry_run(job: Job) -> int:
+def _dry_run(job: Job, fsdp: int | None) -> int:
     recipe, state = create_training(job.config, job.total_steps, job.schedule.mean_batch, job.marks)
-    step = step_executables(recipe, state, job.mesh, len(job.marks))
+    step = step_executables(recipe, state, job.mesh, len(job.marks), fsdp)
     print(_describe(job))
     print("\n  bucket (h x w)   batch   pictures   batches/epoch   memory of a step   compiled in")
     epoch = list(job.schedule.steps(0, job.schedule.first_step(1)))
@@ -274,13 +278,15 @@ def _train(job: Job, options: Options) -> int:
     train, validation = job.parts["train"], job.parts["validation"]
     about = About(config, schedule.plan, train.digest(), job.marks)
     recipe, state = create_training(config, job.total_steps, schedule.mean_batch, job.marks)
-    state = jax.device_put(state, replicated(job.mesh))
-    step = step_executables(recipe, state, job.mesh, len(job.marks))
-    judge = _Judge(recipe, state, job)
+    state = jax.device_put(state, placements(state, job.mesh, options.fsdp))
+    step = step_executables(recipe, state, job.mesh, len(job.marks), options.fsdp)
+    judge = _Judge(recipe, state, job, options.fsdp)
     leads = jax.process_index() == 0
     skipped = dict(job.skipped)
     pictures = len(skipped) + sum(map(len, job.parts.values()))
 
+    if leads and not is_address(folder):
+        _check_writable(folder)
     _say(_describe(job))
     for name, reason in job.skipped.items():
         _say(f"skipped {name}: {reason}")
@@ -299,10 +305,9 @@ def _train(job: Job, options: Options) -> int:
             _say(f"resumed at step {start} of {job.total_steps}")
         elif config.init_from:
             state = _begin_from(config, state)
-        # Before the work of compiling: a folder that cannot be written is said now.
-        journal = open_things.enter_context(contextlib.closing(Journal(folder, start, writes=leads)))
         programs = {"step": (step, schedule.buckets), "forward": (judge.forward, judge.buckets)}
         _compile(programs, job.mesh, _say_compiled, interrupted.came)
+        journal = open_things.enter_context(contextlib.closing(Journal(folder, start, writes=leads)))
         for line in journal.lines:  # before a run that goes on here
             skipped |= line.get("skipped", {})
         bar = tqdm(
@@ -472,6 +477,13 @@ class _Profile:
             self._runs = False
 
 
+def _check_writable(folder: Path) -> None:
+    """Said before the work of compiling, and leaving nothing behind."""
+    nearest = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    with tempfile.TemporaryFile(dir=nearest):
+        pass
+
+
 def _check_share(skipped: int, pictures: int, config: RunConfig) -> None:
     if skipped > config.max_failed * pictures:
         raise TooManySkippedError(
@@ -554,7 +566,7 @@ def _describe_run(job: Job, folder: Path) -> None:
         (folder / "buckets.png").write_bytes(drawn.getvalue())
 
 
-def _facts(job: Job) -> dict[str, str | int]:
+def _facts(job: Job) -> dict[str, str | int | float]:
     """Of this run, besides its configuration: what it ran on, and in which versions."""
     here = Path(__file__).parent
     try:
@@ -577,6 +589,8 @@ def _facts(job: Job) -> dict[str, str | int]:
         "devices": f"{job.mesh.size} {job.mesh.devices.flat[0].device_kind}",
         "processes": jax.process_count(),
         "bucket_plan": str(job.schedule.plan),
+        "total_steps": job.total_steps,
+        "mean_batch": job.schedule.mean_batch,
     }
 
 
@@ -592,9 +606,11 @@ def _draw_curves(journal: Journal, schedule: Schedule, folder: Path) -> bool:
 class _Judge:
     """Scores validation and test part with the parameters of the moment, in the buckets of the run."""
 
-    def __init__(self, recipe: Recipe, state: TrainState, job: Job):
+    def __init__(self, recipe: Recipe, state: TrainState, job: Job, fsdp: int | None):
         self._plan, self._mesh = job.schedule.plan, job.mesh
-        self.forward = forward_executables(recipe.graph, recipe.loss, state.model, job.mesh, len(job.marks))
+        self.forward = forward_executables(
+            recipe.graph, recipe.loss, state.model, job.mesh, len(job.marks), fsdp
+        )
         judged = np.concatenate([job.parts[split].sizes for split in ("validation", "test")])
         self.buckets = tuple(
             job.schedule.plan.buckets[i] for i in np.unique(job.schedule.plan.assign(judged))

@@ -41,7 +41,14 @@ from PIL import Image
 
 from spp_jax import BucketPlan, Padded, plan_buckets
 from spp_jax.buckets import Bucket
-from spp_jax.compilation import BucketExecutables, abstract, data_mesh, replicated, use_compilation_cache
+from spp_jax.compilation import (
+    BucketExecutables,
+    abstract,
+    data_mesh,
+    placements,
+    replicated,
+    use_compilation_cache,
+)
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.loading import Batch, load_batches
 from spp_jax.data.records import Records
@@ -258,12 +265,17 @@ def run_row(row: str, cache: str, options: Options) -> dict[str, Any]:
     start = time.perf_counter()
     if row == EXPORT:
         step = exported(step, state, batches)
-    everywhere = replicated(data_mesh(jax.devices()[:1]))
+    mesh = data_mesh(jax.devices()[:1])
+    everywhere = replicated(mesh)
+
+    def placed(tree):
+        return abstract(tree, placements(tree, mesh))
+
     state = jax.device_put(state, everywhere)
-    like, of_bucket = abstract(state, everywhere), dict(batches)
+    like, of_bucket = placed(state), dict(batches)
     executables = BucketExecutables(
         step,
-        lambda bucket: (like, abstract(of_bucket[bucket], everywhere)),
+        lambda bucket: (like, placed(of_bucket[bucket])),
         donate_argnums=0,
         out_shardings=everywhere,
     )

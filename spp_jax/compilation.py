@@ -36,6 +36,7 @@ __all__ = [
     "default_cache_dir",
     "device_memory",
     "over_rows",
+    "placements",
     "replicated",
     "use_compilation_cache",
     "warn_of_compilations",
@@ -188,9 +189,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def abstract(tree: Any, sharding: NamedSharding) -> Any:
-    """Shapes and dtypes of a tree's arrays, placed so: what a program is compiled for."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+def placements(tree: Any, mesh: Mesh, fsdp: int | None = None) -> Any:
+    """Where each array of a state lies: whole on every device, or divided among them.
+
+    Args:
+        tree: parameters, or what an optimiser keeps of each, or their shapes.
+        mesh: as :func:`data_mesh` makes it.
+        fsdp: arrays of at least so many elements are divided along their first axis, where the devices
+            divide it: fully sharded data parallelism (Rajbhandari et al. 2019, ZeRO, arXiv:1910.02054).
+            XLA gathers them where they are needed. None: none is divided.
+    """
+
+    def place(x: Any) -> NamedSharding:
+        divided = fsdp is not None and x.ndim and x.size >= fsdp and x.shape[0] % mesh.size == 0
+        return NamedSharding(mesh, PartitionSpec("rows")) if divided else replicated(mesh)
+
+    return jax.tree.map(place, tree)
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of a tree's arrays, each placed so: what a program is compiled for."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings)
 
 
 def default_cache_dir() -> str:

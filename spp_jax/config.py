@@ -25,16 +25,25 @@ class Decoding:
         max_pixels: a larger picture is scaled down to at most this many; None: none is.
         refuse_pixels: a larger picture is refused from its header, before memory is taken for it. Pillow
             itself refuses twice ``PIL.Image.MAX_IMAGE_PIXELS``.
-        background: sRGB, 0 to 255, under what is transparent.
+        background: sRGB, 0 to 255, under what is transparent, and around what is padded.
+        input: ``full``: the whole picture at its own shape. What fixed-size networks do to it instead, to
+            squares of ``input_side``: ``warp``, both axes scaled by themselves; ``crop``, the centre of 7/8
+            of the shorter side (at 224, torchvision's 256 and 224); ``pad``, scaled and laid in the middle
+            of the background.
+        input_side: pixels of the squares.
     """
 
     max_pixels: int | None = None
     refuse_pixels: int = 50_000_000
     background: tuple[int, int, int] = (255, 255, 255)
+    input: str = "full"
+    input_side: int = 224
 
     def scaled(self, sizes: Any) -> np.ndarray:
         """The sizes at which pictures of these sizes are used: int64 ``[..., 2]``."""
         sizes = np.asarray(sizes, np.int64)
+        if self.input != "full":
+            return np.full_like(sizes, self.input_side)
         if self.max_pixels is None:
             return sizes
         scale = np.sqrt(self.max_pixels / np.maximum(sizes.prod(axis=-1, keepdims=True), 1))
@@ -46,6 +55,7 @@ class Decoding:
 _HARMLESS = ("save_every", "save_minutes", "max_failed")
 _OPTIMIZERS = ("adamw", "sgd")
 _DTYPES = ("float32", "bfloat16", "float64")
+_INPUTS = ("full", "warp", "crop", "pad")
 
 ANY_SIZE = Decoding(refuse_pixels=2**62)
 """Refuses no size: for facts about pictures that are kept, whatever a later run refuses."""
@@ -70,6 +80,11 @@ class RunConfig:
     """Pictures with a shorter side are skipped; the model may ask for more."""
     background: tuple[int, int, int] = (255, 255, 255)
     """sRGB, 0 to 255, under transparent pictures."""
+    input: str = "full"
+    """full: whole pictures, at their own shapes. To compare with, what fixed-size networks take, squares:
+    warp (scaled to one), crop (the centre of one) or pad (scaled, aspect ratio kept, inside one)."""
+    input_side: int = 224
+    """Pixels of these squares."""
     max_failed: float = 0.1
     """A run stops when more than this share of all pictures had to be skipped."""
     model: str = "compact"
@@ -152,6 +167,7 @@ class RunConfig:
             "shape_multiple",
             "refuse_pixels",
             "min_side",
+            "input_side",
             "save_every",
             "accumulate",
         ):
@@ -164,7 +180,7 @@ class RunConfig:
         self._require("background", all(0 <= c <= 255 for c in self.background), "three numbers, 0 to 255")
         self._require("max_failed", 0 <= self.max_failed <= 1, "in [0, 1]")
         self._require("seed", self.seed >= 0, "at least 0")
-        for name, known in (("optimizer", _OPTIMIZERS), ("dtype", _DTYPES)):
+        for name, known in (("optimizer", _OPTIMIZERS), ("dtype", _DTYPES), ("input", _INPUTS)):
             self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
         for name in ("momentum", "beta1", "beta2"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
@@ -183,7 +199,7 @@ class RunConfig:
     @property
     def decoding(self) -> Decoding:
         """How pictures become pixels, in training and wherever its model is applied."""
-        return Decoding(self.max_pixels, self.refuse_pixels, self.background)
+        return Decoding(self.max_pixels, self.refuse_pixels, self.background, self.input, self.input_side)
 
     @property
     def bucketing(self) -> dict[str, Any]:

@@ -23,6 +23,8 @@ class Agreement:
         accuracy: share judged rightly to be good or not.
         srcc: Spearman's rank correlation; NaN where either side is constant.
         plcc: Pearson's linear correlation, with no fitted curve; NaN likewise.
+        krcc: Kendall's rank correlation (tau-b); NaN likewise.
+        auc: the chance that a good picture is scored above a bad one, ties half; NaN where one kind lacks.
         confusion: pictures by (truly good?, judged good?), each 0 or 1: ``confusion[0][1]`` counts bad
             ones judged good.
     """
@@ -31,6 +33,8 @@ class Agreement:
     accuracy: float
     srcc: float
     plcc: float
+    krcc: float
+    auc: float
     confusion: tuple[tuple[int, int], tuple[int, int]]
 
     def table(self) -> str:
@@ -39,7 +43,7 @@ class Agreement:
         return "\n".join(
             [
                 f"pictures {self.count}   accuracy {self.accuracy:.1%}   "
-                f"SRCC {self.srcc:.3f}   PLCC {self.plcc:.3f}",
+                f"SRCC {self.srcc:.3f}   PLCC {self.plcc:.3f}   KRCC {self.krcc:.3f}   AUC {self.auc:.3f}",
                 "",
                 "              judged bad  judged good",
                 f"truly bad     {bad_bad:10d}  {bad_good:11d}",
@@ -77,9 +81,15 @@ def agreement(scores: np.ndarray, labels: np.ndarray, good: np.ndarray | None = 
     def row(truth: bool) -> tuple[int, int]:
         return int(((good == truth) & ~judged).sum()), int(((good == truth) & judged).sum())
 
-    srcc = plcc = math.nan
+    srcc = plcc = krcc = auc = math.nan
     if np.ptp(scores) > 0 and np.ptp(labels) > 0:
         spearman: Any = scipy.stats.spearmanr(scores, labels)
         pearson: Any = scipy.stats.pearsonr(scores, labels)
-        srcc, plcc = float(spearman.statistic), float(pearson.statistic)
-    return Agreement(len(scores), float((judged == good).mean()), srcc, plcc, (row(False), row(True)))
+        kendall: Any = scipy.stats.kendalltau(scores, labels)
+        srcc, plcc, krcc = (float(found.statistic) for found in (spearman, pearson, kendall))
+    many = int(good.sum())
+    if 0 < many < len(good):  # by the sum of the good ones' ranks (Mann and Whitney 1947)
+        above = scipy.stats.rankdata(scores)[good].sum() - many * (many + 1) / 2
+        auc = float(above / (many * (len(good) - many)))
+    accuracy = float((judged == good).mean())
+    return Agreement(len(scores), accuracy, srcc, plcc, krcc, auc, (row(False), row(True)))

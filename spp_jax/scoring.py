@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from spp_jax.addresses import path_at
 from spp_jax.buckets import BucketPlan, plan_buckets
 from spp_jax.checkpoints import Checkpoints
-from spp_jax.compilation import BucketExecutables, abstract, data_mesh, replicated
+from spp_jax.compilation import BucketExecutables, abstract, data_mesh, placements, replicated
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.decoding import Photo
 from spp_jax.data.loading import OF_ANOTHER_HOST, Batch, abstract_batch, load_batches, put
@@ -104,7 +104,12 @@ class Scorer:
 
 
 def forward_executables(
-    graph: nnx.GraphDef, loss: Loss, variables: nnx.State, mesh: Mesh, marks: int = 0
+    graph: nnx.GraphDef,
+    loss: Loss,
+    variables: nnx.State,
+    mesh: Mesh,
+    marks: int = 0,
+    fsdp: int | None = None,
 ) -> BucketExecutables:
     """The model in evaluation mode, ``(variables, batch) -> Judged``, for any bucket.
 
@@ -114,8 +119,9 @@ def forward_executables(
         variables: the others, or their shapes and dtypes.
         mesh: as :func:`spp_jax.compilation.data_mesh` makes it.
         marks: of the records' histograms, where they have them.
+        fsdp: as :func:`~spp_jax.compilation.placements` takes it, for the variables.
     """
-    like = abstract(variables, replicated(mesh))
+    like = abstract(variables, placements(variables, mesh, fsdp))
 
     def forward(variables: nnx.State, batch: Batch) -> Judged:
         model = nnx.merge(graph, variables, copy=True)

@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from spp_jax.compilation import BucketExecutables, abstract, replicated
+from spp_jax.compilation import BucketExecutables, abstract, placements, replicated
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.loading import OF_ANOTHER_HOST, Batch, abstract_batch, load_batches, put
 from spp_jax.data.records import Records
@@ -205,25 +205,29 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
     return TrainState(params, stats, opt_state, average), metrics
 
 
-def step_executables(recipe: Recipe, state: TrainState, mesh: Mesh, marks: int = 0) -> BucketExecutables:
+def step_executables(
+    recipe: Recipe, state: TrainState, mesh: Mesh, marks: int = 0, fsdp: int | None = None
+) -> BucketExecutables:
     """:func:`train_step` as ``(state, batch) -> (state, metrics)``, for any bucket.
 
     Args:
         recipe: what is static.
         state: or its shapes and dtypes. It is donated: not to be used again after a step.
-        mesh: every device has the whole state and its share of a batch's rows.
+        mesh: every device has its share of a batch's rows.
         marks: of the records' histograms, where they have them.
+        fsdp: as :func:`~spp_jax.compilation.placements` takes it, for the state.
     """
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         return train_step(recipe, state, batch)
 
-    like = abstract(state, replicated(mesh))
+    where = placements(state, mesh, fsdp)
+    like = abstract(state, where)
     return BucketExecutables(
         step,
         lambda bucket: (like, abstract_batch(bucket, mesh, marks)),
         donate_argnums=(0,),
-        out_shardings=replicated(mesh),
+        out_shardings=(where, replicated(mesh)),
     )
 
 

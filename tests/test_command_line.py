@@ -294,6 +294,7 @@ class TestTrain:
         status, _, _ = call(train, *QUICK, "--steps", 1, "--warmup", 0.9, "--out", tmp_path / "run")
         assert status == 0
 
+    @pytest.mark.slow
     def test_weights_of_another_library_are_taken_where_they_fit_and_the_rest_is_named(self, call, tmp_path):
         numpy = pytest.importorskip("safetensors.numpy")
         numpy.save_file(alexnet_tensors(), weights := tmp_path / "alexnet.safetensors")
@@ -347,7 +348,7 @@ class TestTrain:
                 "--freeze none: no parameter's path is like that; there are body/",
             ),
             ([*QUICK, "--coordinator", "a:1"], "give --coordinator, --processes and --process-id together"),
-            ([*QUICK, "--model", "nosuch"], "model 'nosuch' is unknown; known are compact"),
+            ([*QUICK, "--model", "nosuch"], "model 'nosuch' is unknown; known are alexnet, compact"),
             ([*QUICK, "--levels", "0"], "--levels (0,): must be one or more integers >= 1"),
             ([*QUICK, "--levels", "-1"], "--levels"),
             ([*QUICK, "--fold", "9"], "fold 9 is unknown: folds numbers them 0 to 4"),
@@ -529,7 +530,8 @@ sys.exit(train.main(sys.argv[1:]))
                 arguments = ["--resume"]
         self.ends_as(uninterrupted, folder, cache)
 
-    @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+    @pytest.mark.slow
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
     def test_ends_with_bit_equal_parameters(self, uninterrupted, cache, tmp_path, number):
         folder = tmp_path / "run"
         status, _ = self.interrupt(folder, cache, number)

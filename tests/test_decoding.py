@@ -124,6 +124,47 @@ class TestScalingDown:
         assert np.abs(found.astype(int) - 127).max() < 12
 
 
+class TestSquares:
+    """What fixed-size networks take."""
+
+    PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 20, 3), np.uint8)).resize(
+        (240, 120), Image.Resampling.BICUBIC
+    )
+
+    @pytest.mark.parametrize("input", ["warp", "crop", "pad"])
+    @pytest.mark.parametrize("size", [(300, 400), (31, 17), (1, 90)])
+    def test_every_picture_gives_one_and_its_header_says_so(self, input, size):
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        decoding = Decoding(input=input, input_side=24)
+        for photo in (encoded(Image.fromarray(pixels)), pixels):
+            assert photo_size(photo, decoding) == (24, 24)
+            assert decode(photo, decoding, recorded=(24, 24)).shape == (24, 24, 3)
+
+    def test_warp_scales_both_axes(self):
+        found = decode(encoded(self.PICTURE), Decoding(input="warp", input_side=60))
+        expected = np.asarray(self.PICTURE.resize((60, 60), Image.Resampling.LANCZOS))
+        assert np.abs(found.astype(int) - expected).max() <= 2
+
+    def test_crop_is_the_centre_of_the_picture_scaled_to_eight_sevenths(self):
+        found = decode(encoded(self.PICTURE), Decoding(input="crop", input_side=56))
+        scaled = self.PICTURE.resize((128, 64), Image.Resampling.LANCZOS)  # as torchvision does it
+        expected = np.asarray(scaled.crop((36, 4, 92, 60)))
+        assert np.abs(found.astype(int) - expected).mean() < 2
+
+    def test_pad_keeps_the_whole_picture_and_its_aspect_ratio(self):
+        found = decode(encoded(self.PICTURE), Decoding(input="pad", input_side=100, background=(1, 2, 3)))
+        for bar in (found[:25], found[75:]):
+            np.testing.assert_array_equal(bar, np.broadcast_to([1, 2, 3], bar.shape))
+        expected = np.asarray(self.PICTURE.resize((100, 50), Image.Resampling.LANCZOS))
+        assert np.abs(found[25:75].astype(int) - expected).max() <= 2
+
+    def test_a_turned_and_mirrored_one_is_that(self):
+        decoding = Decoding(input="pad", input_side=40)
+        plain = decode(encoded(self.PICTURE), decoding)
+        found = decode(encoded(self.PICTURE), decoding, mirrored=True, turned=True)
+        np.testing.assert_array_equal(found, plain[:, ::-1].swapaxes(0, 1))
+
+
 def profile_of(primaries_swapped: bool) -> bytes:
     """sRGB's profile, or one in which red and green change places."""
     profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())

@@ -51,6 +51,7 @@ def test_logits_and_gradients_of_compact_for_random_sizes(compact, first):
     assert errors["input gradient outside the images"] == 0
 
 
+@pytest.mark.slow
 def test_turned_in_their_batch_images_give_compact_the_same(compact):
     images = [np.random.default_rng(n).uniform(size=(*SIZES[n], 3)) for n in range(4)]
     errors = relative_errors(padded_tensors(compact, images, turned=True), lone_tensors(compact, images))
@@ -67,6 +68,7 @@ def test_in_float32_padding_costs_no_more_than_rounding_does(compact):
     assert np.max([*padding.values()]) <= 10 * np.max([*rounding.values()]) < 1e-2
 
 
+@pytest.mark.slow
 def test_in_bfloat16_padding_costs_no_more_than_rounding_does():
     """Invariant 1 where the network computes in bfloat16: parameters and pictures stay float32."""
     narrow = with_a_moved_head(create_model("compact", dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))

@@ -15,6 +15,8 @@ def test_figures_of_a_case_worked_by_hand():
     assert found.confusion == ((1, 1), (1, 1))
     assert found.srcc == pytest.approx(0.8)  # ranks 1 3 2 4 against 1 2 3 4: 1 - 6*2/(4*15)
     assert found.plcc == pytest.approx(np.corrcoef(scores[:4], labels[:4])[0, 1])
+    assert found.krcc == pytest.approx(4 / 6)  # of six pairs one lies the other way round
+    assert found.auc == 0.75  # .4 and .9 are good, .1 and .6 are not
 
 
 def test_the_confusion_table_counts_more_than_one_of_a_kind():
@@ -32,6 +34,9 @@ def test_a_constant_side_has_no_correlation_and_json_says_null():
     found = agreement(np.full(3, 0.7), np.array([0.1, 0.5, 0.9]))
     assert np.isnan(found.srcc)
     assert np.isnan(found.plcc)
+    assert np.isnan(found.krcc)
+    assert found.auc == 0.5  # all ties
+    assert np.isnan(agreement(np.array([0.2, 0.9]), np.array([0.7, 0.8])).auc)
     assert json.loads(json.dumps(found.to_dict()))["srcc"] is None
 
 

@@ -45,7 +45,7 @@ def test_the_body_has_as_many_parameters_as_published(name):
 
 @pytest.mark.parametrize(
     ("name", "cells"),
-    {"alexnet": 13, "zf5": 13, "vgg16": 14, "resnet18": 7, "resnet50": 7, "compact": 28}.items(),
+    {"alexnet": 13, "zf5": 13, "vgg16": 14, "resnet18": 7, "compact": 28}.items(),  # resnet50: as resnet18
 )
 def test_on_224_pixels_the_last_map_is_as_published(name, cells):
     def last(model, pixels):
@@ -57,7 +57,7 @@ def test_on_224_pixels_the_last_map_is_as_published(name, cells):
     assert geometry.output_sizes(jnp.array([[224, 224]])).tolist() == [[cells, cells]]
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", sorted({*list_models()} - {"resnet50"}))  # which has resnet18's maps
 def test_min_size_is_the_smallest_that_leaves_every_map_a_cell(name):
     model = abstract(name)
 

@@ -147,6 +147,7 @@ class TestGeneralizedMean:
             found = spatial_pyramid_pool(features, reduce=GeneralizedMean(power))
             np.testing.assert_allclose(found, spatial_pyramid_pool(features, reduce=reduce), rtol=rtol)
 
+    @pytest.mark.slow
     def test_learns_its_power_one_or_one_per_channel(self, x64):
         features = jnp.asarray(np.random.default_rng(0).uniform(0.1, 1, size=(1, 5, 4, 2)))
         for power, order in ((3.0, 2), ([2.0, 4.0], 1)):

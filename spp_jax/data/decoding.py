@@ -119,8 +119,7 @@ def decode(
             if stored[0] < picture.width:  # a JPEG decoder can give a half, quarter or eighth
                 picture.draft(None, (2 * stored[0], 2 * stored[1]))  # pyright: ignore[reportArgumentType]
             picture = _to_srgb(picture, decoding.background)
-        if picture.size != stored:
-            picture = picture.resize(stored, Image.Resampling.LANCZOS, reducing_gap=3)
+        picture = _fitted(picture, stored, decoding)
         moves = [_TO_UPRIGHT.get(orientation)]
         moves += [Image.Transpose.FLIP_LEFT_RIGHT if mirrored else None]
         moves += [Image.Transpose.TRANSPOSE if turned else None]
@@ -129,6 +128,23 @@ def decode(
         return _pixels(picture)
     except Exception as error:  # decoders raise anything on odd bytes; none may end a long run
         raise _unreadable(error) from None
+
+
+def _fitted(picture: Image.Image, size: tuple[int, int], decoding: Decoding) -> Image.Image:
+    """At this (width, height), in the way that the policy has for its input."""
+    options: Any = {"resample": Image.Resampling.LANCZOS, "reducing_gap": 3}
+    if decoding.input == "crop":
+        side = min(picture.size) * 7 / 8
+        left, top = (picture.width - side) / 2, (picture.height - side) / 2
+        return picture.resize(size, box=(left, top, left + side, top + side), **options)
+    if decoding.input == "pad":
+        scale = min(size[0] / picture.width, size[1] / picture.height)
+        width, height = (max(1, round(scale * n)) for n in picture.size)
+        canvas = Image.new("RGB", size, decoding.background)
+        inside = picture.convert("RGB").resize((width, height), **options)
+        canvas.paste(inside, ((size[0] - width) // 2, (size[1] - height) // 2))
+        return canvas
+    return picture if picture.size == size else picture.resize(size, **options)
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:

@@ -1,0 +1,289 @@
+"""Whole pictures against squares: the same network, the same steps, the same pictures, another input.
+
+    python benchmarks/whole_image.py [--out FOLDER] [--photos FOLDER] [--full]
+
+Trains every system of docs/results.md on every data set with every seed; seed s holds out fold s, so each
+seed has other parameters, another order and other test photographs. What is in FOLDER already is read and
+not trained again, and a run that was broken off goes on. Then, for each system, on its held-out pictures:
+how far scores move when a picture is scored at other sizes and aspect ratios, and how often a complete
+picture is scored above its blurred crop. Prints tables; saves results.json, results.md and results.png.
+
+Needs spp_jax[demo]. Data sets of people's judgements take part where --photos has them (savoias/, biq2021/).
+"""
+
+import csv
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import platformdirs
+import tyro
+from flax import nnx
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # train.py lies beside the package
+
+from hand_features import judge
+
+import spp_jax.models
+import train
+from spp_jax import Padded, Scorer
+from spp_jax.data import load_dataset
+from spp_jax.data.decoding import decode
+from spp_jax.data.distorted_photos.damage import damaged
+from spp_jax.data.records import SPLITS, split_records
+
+SYSTEMS = {  # what each changes; the first is what the others are compared with
+    "whole": [],
+    "global pooling": ["--levels", "1"],
+    "warp": ["--input", "warp"],
+    "crop": ["--input", "crop"],
+    "pad": ["--input", "pad", "--background", "128", "128", "128"],
+    "no masks": ["--model", "unmasked"],
+}
+SQUARES = ("warp", "crop", "pad")
+FIGURES = ("accuracy", "auc", "srcc", "plcc", "krcc")
+SCALES = (0.5, 0.71, 1.41)
+ASPECTS = (0.67, 1.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Whole pictures against squares."""
+
+    out: Path = Path("checkpoints/whole_image")
+    """Folder for the runs and the results."""
+    photos: Path | None = None
+    """Folder with savoias/ and biq2021/; None: distorted_photos alone."""
+    epochs: int = 10
+    """Of each run."""
+    seeds: int = 3
+    """Runs of each system on each data set."""
+    systems: tuple[str, ...] = tuple(SYSTEMS)
+    """Which to train."""
+    max_pixels: int = 150_000
+    """Of the pictures of --photos, whole; those of distorted_photos are as they are."""
+    full: bool = False
+    """30 epochs and five seeds, as the figures of a paper would want them."""
+
+
+def unmasked(**options) -> nnx.Module:
+    """`compact` that takes the padding of its batch for a part of the picture, as nets do without masks."""
+
+    class Unmasked(nnx.Module):
+        def __init__(self, inner: spp_jax.models.SPPNet):
+            self.inner = inner
+            self.min_size = inner.min_size
+
+        def __call__(self, images: Padded) -> jax.Array:
+            everything = Padded.whole(images.filled(0)).sizes
+            return self.inner(dataclasses.replace(images, values=images.filled(0), sizes=everything))
+
+    return Unmasked(spp_jax.models.create_model("compact", **options))
+
+
+def data_sets(options: Options) -> dict[str, list[str]]:
+    """Options of train.py by the name of the data set."""
+    found = {"distorted_photos": []}
+    if options.photos is None:
+        return found
+    smaller = ["--max-pixels", str(options.max_pixels)]
+    for name in ("savoias", "biq2021"):
+        table = options.photos / name / "scores.csv"
+        if not table.is_file():
+            print(f"{table} is not there: {name} is left out", file=sys.stderr)
+            continue
+        with table.open() as file:
+            rows = list(csv.DictReader(file))
+        for category in sorted({row.get("category", "") for row in rows}):
+            title = f"{name} {category}".strip()
+            folder = _linked(
+                table.parent, [r for r in rows if r.get("category", "") == category], options, title
+            )
+            found[title] = ["--data", "folder", "--data-dir", str(folder), *smaller]
+    return found
+
+
+def _linked(source: Path, rows: list[dict], options: Options, title: str) -> Path:
+    """A folder of these pictures, as links, with their scores."""
+    folder = options.out / "data" / title.replace(" ", "-")
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in rows:
+        link = folder / row["file"]
+        if not link.exists():
+            link.symlink_to((source / row["file"]).resolve())
+    with (folder / "scores.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("file", "score"), *((row["file"], row["score"]) for row in rows)])
+    return folder
+
+
+def run(folder: Path, data: list[str], system: str, seed: int, options: Options) -> dict:
+    """Train, or go on, or read: the figures of the test part."""
+    figures = folder / "metrics.json"
+    if not figures.is_file():
+        arguments = [*data, *SYSTEMS[system], "--seed", str(seed), "--fold", str(seed)]
+        arguments += ["--out", str(folder), "--epochs", str(options.epochs)]
+        if system in SQUARES:  # as many pictures in a step as whole ones have, and so at least as many steps
+            whole = json.loads((folder.parent / f"whole-{seed}" / "run.json").read_text())
+            pixels = max(1, int(whole["mean_batch"])) * 224**2
+            arguments += ["--pixels-per-step", str(pixels)]
+        if (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
+            arguments = ["--resume", "--out", str(folder)]
+        status = train.main(arguments)
+        jax.clear_caches()
+        if status == train.INTERRUPTED:
+            sys.exit(status)
+        if not figures.is_file():
+            raise SystemExit(f"{folder} ended with status {status} and no figures")
+    return json.loads(figures.read_text())
+
+
+def robustness(folder: Path, data_dir: Path, most: int = 60) -> dict[str, float]:
+    """Of a run's scores on its held-out pictures: how they move, and complete against blurred crop."""
+    saved = folder / "robustness.json"
+    if saved.is_file():
+        return json.loads(saved.read_text())
+    scorer = Scorer.from_checkpoint(folder)
+    config = scorer.config
+    records, _ = load_dataset("distorted_photos", data_dir, train.RunConfig().decoding)
+    held_out = split_records(records, "test", config.protocol, config.fold)
+    pixels = [
+        Image.fromarray(decode(held_out.photo(i)))
+        for i in range(0, len(held_out), max(1, len(held_out) // most))
+    ]
+    clean = [decode(held_out.photo(i)) for i in np.flatnonzero(held_out.scores == 1).tolist()]
+    crops = []
+    for picture in clean:
+        h, w, _ = picture.shape
+        middle = picture[h // 4 : h - h // 4, w // 4 : w - w // 4]
+        crops.append(damaged(middle, "blur", 3, np.random.default_rng(0)))
+    changes: dict[str, Callable] = {"as it is": lambda p: p}
+    changes |= {f"{s:g}x": lambda p, s=s: _resized(p, s, s) for s in SCALES}
+    changes |= {f"aspect x {a:g}": lambda p, a=a: _resized(p, a**0.5, a**-0.5) for a in ASPECTS}
+    everything = [change(picture) for change in changes.values() for picture in pixels]
+    scores = scorer.score([*everything, *clean, *crops])
+    of_changes = scores[: len(everything)].reshape(len(changes), len(pixels))
+    complete, blurred = scores[len(everything) :].reshape(2, len(clean))
+    found = {
+        f"drift, {name}": float(np.nanmean(np.abs(row - of_changes[0])))
+        for name, row in zip(changes, of_changes, strict=True)
+        if name != "as it is"
+    }
+    found["complete above blurred crop"] = float(np.mean(complete > blurred))
+    found["pairs"] = len(clean)
+    saved.write_text(json.dumps(found, indent=2) + "\n")
+    jax.clear_caches()
+    return found
+
+
+def _resized(picture: Image.Image, wide: float, high: float) -> Image.Image:
+    size = max(8, round(picture.width * wide)), max(8, round(picture.height * high))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def by_hand(path: Path, data: list[str], seed: int, data_dir: Path, table: dict) -> dict:
+    """The floor on the same parts: features made by hand."""
+    if not path.is_file():
+        name, folder = (data[1], Path(data[3])) if data else ("distorted_photos", data_dir)
+        decoding = train.RunConfig(max_pixels=int(data[5]) if data else None).decoding
+        records, _ = load_dataset(name, folder, decoding)
+        parts = {split: split_records(records, split, "folds", seed) for split in SPLITS}
+        path.write_text(json.dumps(judge(parts, table, seed).to_dict(), indent=2) + "\n")
+    return json.loads(path.read_text())
+
+
+def main() -> int:
+    options = tyro.cli(Options)
+    if options.full:
+        options = dataclasses.replace(options, epochs=30, seeds=5)
+    spp_jax.models._MODELS["unmasked"] = unmasked  # pyright: ignore[reportArgumentType]
+    data_dir = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    results: dict[str, dict[str, list[dict]]] = {}
+    moved: dict[str, list[dict]] = {}
+    for name, data in data_sets(options).items():
+        folder = options.out / name.replace(" ", "-")
+        features: dict[str, np.ndarray] = {}
+        for seed in range(options.seeds):
+            for system in options.systems:
+                path = folder / f"{system.replace(' ', '_')}-{seed}"
+                print(f"\n== {name}, {system}, seed {seed}", file=sys.stderr)
+                figures = run(path, data, system, seed, options)
+                results.setdefault(name, {}).setdefault(system, []).append(figures)
+                if name == "distorted_photos":
+                    moved.setdefault(system, []).append(robustness(path, data_dir))
+            floor = by_hand(folder / f"by_hand-{seed}.json", data, seed, data_dir, features)
+            results[name].setdefault("by hand", []).append(floor)
+            report(results, moved, options)
+    return 0
+
+
+def report(results: dict, moved: dict, options: Options) -> None:
+    """Print and save what there is so far."""
+    lines = []
+    for name, systems in results.items():
+        lines += ["", f"**{name}**, test part, mean ± standard deviation over seeds", ""]
+        lines += [
+            "| system | runs | " + " | ".join(FIGURES) + " | accuracy less whole's |",
+            "|---" * (len(FIGURES) + 3) + "|",
+        ]
+        whole = np.array([run["accuracy"] for run in systems["whole"]])
+        for system, runs in systems.items():
+            cells = [_spread([run[figure] for run in runs], figure == "accuracy") for figure in FIGURES]
+            mine = np.array([run["accuracy"] for run in runs])
+            paired = "" if system == "whole" else _spread((mine - whole[: len(mine)]).tolist(), True)
+            lines.append(f"| {system} | {len(runs)} | " + " | ".join(cells) + f" | {paired} |")
+    if moved:
+        names = [name for name in next(iter(moved.values()))[0] if name != "pairs"]
+        lines += ["", "**Held-out pictures scored otherwise**: mean change of the score; rate of pairs", ""]
+        lines += ["| system | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for system, runs in moved.items():
+            lines.append(
+                f"| {system} | " + " | ".join(_spread([run[n] for run in runs], False) for n in names) + " |"
+            )
+    text = "\n".join(lines).strip() + "\n"
+    print(text)
+    described = {"version": 1, "epochs": options.epochs, "results": results, "moved": moved}
+    (options.out / "results.json").write_text(json.dumps(described, indent=2) + "\n")
+    (options.out / "results.md").write_text(text)
+    draw(results, options.out / "results.png")
+
+
+def _spread(values: list, share: bool) -> str:
+    numbers = np.array([np.nan if value is None else value for value in values], float)
+    spread = numbers.std(ddof=1) if len(numbers) > 1 else np.nan
+    return (
+        f"{100 * numbers.mean():.1f} ± {100 * spread:.1f} %"
+        if share
+        else f"{numbers.mean():.3f} ± {spread:.3f}"
+    )
+
+
+def draw(results: dict, path: Path) -> None:
+    """Accuracy on distorted_photos, SRCC on people's judgements: a dot a run, a line at the mean."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.2 * len(results), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, systems) in zip(
+        figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True
+    ):
+        kind = "accuracy" if name == "distorted_photos" else "srcc"
+        for place, runs in enumerate(systems.values()):
+            values = [np.nan if run[kind] is None else run[kind] for run in runs]
+            axes.plot(
+                [place] * len(values), values, "o", color="tab:blue" if not place else "tab:gray", alpha=0.7
+            )
+            axes.plot([place - 0.25, place + 0.25], [np.mean(values)] * 2, color="black")
+        axes.set_xticks(range(len(systems)), list(systems), rotation=30, ha="right")
+        axes.set(title=name, ylabel={"accuracy": "accuracy", "srcc": "SRCC"}[kind])
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
