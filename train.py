@@ -12,10 +12,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ from spp_jax.data import load_dataset
 from spp_jax.data.records import SPLITS, Records, split_records
 from spp_jax.data.schedule import Schedule, at_scale
 from spp_jax.journal import Journal, draw_curves, write_skipped
+from spp_jax.layers import RandomState
 from spp_jax.losses import create_loss
 from spp_jax.metrics import agreement
 from spp_jax.models.weights import from_torchvision, read_tensors, take_variables
@@ -122,6 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # pyright: ignore  # names need not be text
+    before = _interrupted_by_sigterm()
     try:
         options = _parse(arguments)
         use_compilation_cache(options.cache_dir)
@@ -136,6 +139,20 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("train.py: interrupted; if anything was saved, --resume goes on with it", file=sys.stderr)
         return INTERRUPTED
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _interrupted_by_sigterm() -> Any:
+    """Have SIGTERM do what Ctrl-C does, also before and after training; returns what it did before."""
+
+    def interrupt(number, frame) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        return None
+    return signal.signal(signal.SIGTERM, interrupt)
 
 
 def _parse(arguments: list[str] | None) -> Options:
@@ -285,7 +302,7 @@ def _train(job: Job, options: Options) -> int:
     skipped = dict(job.skipped)
     pictures = len(skipped) + sum(map(len, job.parts.values()))
 
-    if leads and not is_address(folder):
+    if not is_address(folder):  # on every host: one that ended alone would leave the others waiting
         _check_writable(folder)
     _say(_describe(job))
     for name, reason in job.skipped.items():
@@ -434,7 +451,8 @@ def _begin_from(config: RunConfig, state: TrainState) -> TrainState:
     else:
         with Checkpoints(path_at(source)) as checkpoints:
             found = checkpoints.model_variables()
-    merged, taken, left = take_variables(nnx.merge_state(state.params, state.stats), found)
+    random, stats = nnx.split_state(state.stats, RandomState, ...)
+    merged, taken, left = take_variables(nnx.merge_state(state.params, stats), found)
     if not taken:
         raise UsageError(
             f"--init-from {source}: no variable there has path and shape of one of {config.model}"
@@ -444,7 +462,7 @@ def _begin_from(config: RunConfig, state: TrainState) -> TrainState:
         _say(f"left as they begin, as they are not there in this shape: {', '.join(left)}")
     params, stats = nnx.split_state(merged, nnx.Param, ...)
     average = None if state.average is None else jax.tree.map(jnp.copy, params)
-    fresh = state._replace(params=params, stats=stats, average=average)
+    fresh = state._replace(params=params, stats=nnx.merge_state(stats, random), average=average)
     return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), fresh, state)
 
 
@@ -600,6 +618,8 @@ def _draw_curves(journal: Journal, schedule: Schedule, folder: Path) -> bool:
         (folder / "curves.png").write_bytes(draw_curves(journal.lines, schedule.epochs_done))
     except ModuleNotFoundError:
         return False
+    except OSError as error:  # a picture less is no reason to lose what was trained
+        _say(f"{folder / 'curves.png'} cannot be written: {error}")
     return True
 
 

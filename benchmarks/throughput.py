@@ -4,9 +4,9 @@
 
 Over photographs that are made here, at sizes as real ones have them, trained on by `fit`, the project's own
 loop. Tables: a step of each bucket (milliseconds, true megapixels a second, and of the device's peak where it
-is known); the share of an epoch that the loop waits for data, and the share that is neither waiting nor the
-device (Python, transfers, metrics), found by running the same steps on batches that are on the device
-already; the same epoch on several virtual devices, in processes of their own, which on a CPU shows overhead
+is known); the share of an epoch that the loop waits for data; what the loop itself takes (Python, transfers,
+metrics), found by running it over steps that are done at once, as a difference of two long times would be
+noise; the same epoch on several virtual devices, in processes of their own, which on a CPU shows overhead
 and no gain; and the same network in torch, one picture a step, as peers train on mixed shapes.
 """
 
@@ -100,7 +100,7 @@ class Bench:
         self.steps = self.schedule.first_step(1)
         recipe, state = create_training(config, 10_000, self.schedule.mean_batch)
         self.state = jax.device_put(state, replicated(self.mesh))
-        self.step = step_executables(recipe, self.state, self.mesh)
+        self.step: Any = step_executables(recipe, self.state, self.mesh)
         for _ in self.step.compile_all(self.schedule.buckets):
             pass
 
@@ -133,6 +133,17 @@ class Bench:
         finally:
             setattr(spp_jax.training, "load_batches", original)  # noqa: B010
 
+    def loop_alone(self, loaded: list) -> float:
+        """Seconds of `fit` over batches that are decoded already, with steps that are done at once."""
+        spec, batch, _ = loaded[0]
+        self.state, metrics = self.step[spec.bucket].call(self.state, put(batch, self.mesh))
+        jax.block_until_ready(metrics)
+        original, self.step = self.step, _Done(metrics)
+        try:
+            return self.epoch_of(loaded)
+        finally:
+            self.step = original
+
     def device_only(self, loaded: list) -> tuple[float, dict]:
         """Seconds of the steps alone, batches on the device, and the times of each bucket's step."""
         batches = [(spec, put(batch, self.mesh)) for spec, batch, _ in loaded]
@@ -147,6 +158,16 @@ class Bench:
             by_bucket.setdefault(spec.bucket, []).append((took, sum(h * w for h, w in spec.sizes)))
             total += took
         return total, by_bucket
+
+
+class _Done:
+    """Executables whose every step is done at once."""
+
+    def __init__(self, metrics: Any):
+        self.call = lambda state, _: (state, metrics)
+
+    def __getitem__(self, bucket: Any) -> "_Done":
+        return self
 
 
 def operations(call: Any) -> float:
@@ -230,16 +251,17 @@ def main() -> None:
     loaded = bench.loaded()
     bench.epoch_of(loaded)
     bench.device_only(loaded)
-    whole, decoded, device, steps = [], [], [], {}
+    whole, decoded, device, loop, steps = [], [], [], [], {}
     for _ in range(options.epochs):  # in turns: what disturbs one disturbs all
         whole.append(bench.epoch())
         decoded.append(bench.epoch_of(loaded))
+        loop.append(bench.loop_alone(loaded))
         seconds, by_bucket = bench.device_only(loaded)
         device.append(seconds)
         for bucket, times in by_bucket.items():
             steps.setdefault(bucket, []).extend(times)
     count, pixels = len(bench.records), float(bench.records.sizes.prod(axis=1).sum())
-    epoch, ready, alone = (float(np.median(times)) for times in (whole, decoded, device))
+    epoch, ready, alone, idle = (float(np.median(times)) for times in (whole, decoded, device, loop))
     device_peak = peak()
     print(
         f"compact, {options.dtype}; {bench.mesh.size} {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
@@ -258,8 +280,8 @@ def main() -> None:
         rows.append({"bucket": str(bucket), "seconds": seconds, "true Mpx/s": true, "FLOP/s": speed})
     print(f"\nan epoch {epoch:.2f} s: {count / epoch:.1f} images/s, {pixels / epoch / 1e6:.2f} true Mpx/s")
     print(
-        f"waiting for data {max(epoch - ready, 0) / epoch:.1%} of it; Python and transfers add "
-        f"{ready / alone - 1:.1%} to the steps"
+        f"waiting for data {max(epoch - ready, 0) / epoch:.1%} of it; Python, transfers and metrics take "
+        f"{1e3 * idle / bench.steps:.2f} ms a step, {idle / alone:.1%} of the device's time"
     )
     described = {
         "version": 1,
@@ -268,6 +290,7 @@ def main() -> None:
         "epoch": whole,
         "decoded": decoded,
         "device": device,
+        "loop": loop,
         "pictures": count,
         "pixels": pixels,
     }

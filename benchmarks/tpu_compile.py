@@ -70,6 +70,8 @@ class Options:
     """At most this many."""
     pixels_per_step: int = 25_000_000
     """Padded pixels of a global batch."""
+    remat: bool = False
+    """Rematerialise, stage by stage."""
     out: Path | None = None
     """Folder for tpu_compile.json."""
 
@@ -146,7 +148,7 @@ def run() -> int:
         f"{'bucket':>20s}{'compile s':>11s}{'MiB/chip':>10s}{'Gflop':>9s}{'GB moved':>10s}"
         f"{'masks, pyramid':>16s}"
     )
-    config = RunConfig(model=options.model)
+    config = RunConfig(model=options.model, remat=options.remat)
     recipe, state = create_training(config, 1000, schedule.mean_batch)
     step, bare_step = (step_executables(recipe, state, mesh) for _ in ("with care", "without"))
     results = []

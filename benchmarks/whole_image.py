@@ -132,8 +132,8 @@ def run(folder: Path, data: list[str], system: str, seed: int, options: Options)
             whole = json.loads((folder.parent / f"whole-{seed}" / "run.json").read_text())
             pixels = max(1, int(whole["mean_batch"])) * 224**2
             arguments += ["--pixels-per-step", str(pixels)]
-        if (folder / "checkpoints").is_dir() and any((folder / "checkpoints").iterdir()):
-            arguments = ["--resume", "--out", str(folder)]
+        if any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
+            arguments = ["--resume", "--out", str(folder), *data[2:4]]
         status = train.main(arguments)
         jax.clear_caches()
         if status == train.INTERRUPTED:
@@ -209,7 +209,7 @@ def main() -> int:
         folder = options.out / name.replace(" ", "-")
         features: dict[str, np.ndarray] = {}
         for seed in range(options.seeds):
-            for system in options.systems:
+            for system in dict.fromkeys(("whole", *options.systems)):
                 path = folder / f"{system.replace(' ', '_')}-{seed}"
                 print(f"\n== {name}, {system}, seed {seed}", file=sys.stderr)
                 figures = run(path, data, system, seed, options)

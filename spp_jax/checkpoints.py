@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
@@ -189,8 +190,13 @@ class Checkpoints:
             saved = self._open().item_metadata(step)[part]
             if like is None:
                 tree = getattr(saved, "tree", saved)
-                abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+                if not jax.tree.leaves(tree):
+                    raise ValueError("what it says of its arrays is gone")
+                # NumPy's: no device that it was saved on need be there, and each host reads for itself.
+                abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
             else:
+                if not jax.tree.leaves(getattr(saved, "tree", saved)):
+                    raise ValueError("what it says of its arrays is gone")
                 abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
                 _compare(part, saved, abstract)
             args = ocp.args.Composite(**{part: ocp.args.StandardRestore(abstract)})

@@ -195,14 +195,17 @@ def placements(tree: Any, mesh: Mesh, fsdp: int | None = None) -> Any:
     Args:
         tree: parameters, or what an optimiser keeps of each, or their shapes.
         mesh: as :func:`data_mesh` makes it.
-        fsdp: arrays of at least so many elements are divided along their first axis, where the devices
-            divide it: fully sharded data parallelism (Rajbhandari et al. 2019, ZeRO, arXiv:1910.02054).
-            XLA gathers them where they are needed. None: none is divided.
+        fsdp: arrays of at least so many elements are divided along the longest axis that the devices
+            divide: fully sharded data parallelism (Rajbhandari et al. 2019, ZeRO, arXiv:1910.02054). XLA
+            gathers them where they are needed. None: none is divided.
     """
 
     def place(x: Any) -> NamedSharding:
-        divided = fsdp is not None and x.ndim and x.size >= fsdp and x.shape[0] % mesh.size == 0
-        return NamedSharding(mesh, PartitionSpec("rows")) if divided else replicated(mesh)
+        axes = [axis for axis in range(x.ndim) if x.shape[axis] % mesh.size == 0]
+        if fsdp is None or x.size < fsdp or not axes:
+            return replicated(mesh)
+        axis = max(axes, key=lambda axis: x.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "rows"))
 
     return jax.tree.map(place, tree)
 

@@ -43,7 +43,7 @@ class Decoding:
         """The sizes at which pictures of these sizes are used: int64 ``[..., 2]``."""
         sizes = np.asarray(sizes, np.int64)
         if self.input != "full":
-            return np.full_like(sizes, self.input_side)
+            return np.where(sizes > 0, self.input_side, 0)  # what cannot be read has no size
         if self.max_pixels is None:
             return sizes
         scale = np.sqrt(self.max_pixels / np.maximum(sizes.prod(axis=-1, keepdims=True), 1))
@@ -52,7 +52,7 @@ class Decoding:
         return np.where(scale < 1, scaled, sizes)
 
 
-_HARMLESS = ("save_every", "save_minutes", "max_failed")
+_HARMLESS = ("save_every", "save_minutes", "max_failed", "remat")
 _OPTIMIZERS = ("adamw", "sgd")
 _DTYPES = ("float32", "bfloat16", "float64")
 _INPUTS = ("full", "warp", "crop", "pad")
@@ -111,7 +111,8 @@ class RunConfig:
     statistics, logits and losses stay float32 or wider."""
     remat: bool = False
     """Keep for the backward pass only what goes from one stage of the network to the next, and work out the
-    rest again: less memory, more time; for large pictures in deep networks."""
+    rest again: less memory, more time; for large pictures in deep networks. Not on a CPU, whose compiler
+    keeps everything all the same."""
     loss: str = "cross_entropy"
     """What is trained for: cross_entropy (the score, taken for the probability of being good), good (binary
     cross-entropy on it), huber (regression on the score), emd (squared earth mover's distance of votes)."""
@@ -138,7 +139,8 @@ class RunConfig:
     ema: float | None = None
     """Judge by an average of the parameters over steps that decays by this factor, such as .999."""
     freeze: tuple[str, ...] = ()
-    """Parameters that stay as they are: patterns of their paths, such as 'body/*'."""
+    """Parameters that stay as they are: patterns of their paths, such as 'body/*'. The statistics of batch
+    normalisation are no parameters: they go on."""
     flip: bool = True
     """Mirror half of the training pictures, anew in every epoch."""
     scales: tuple[float, ...] = (1.0,)

@@ -23,7 +23,16 @@ from spp_jax.padded import Padded
 from spp_jax.pooling import spatial_pyramid_pool
 from spp_jax.reductions import Reduction, reduction_named
 
-__all__ = ["BatchNorm", "Conv", "Dropout", "Geometry", "GroupNorm", "MaxPool", "SpatialPyramidPool"]
+__all__ = [
+    "BatchNorm",
+    "Conv",
+    "Dropout",
+    "Geometry",
+    "GroupNorm",
+    "MaxPool",
+    "RandomState",
+    "SpatialPyramidPool",
+]
 
 
 class Conv(nnx.Conv):
@@ -197,6 +206,10 @@ class GroupNorm(nnx.GroupNorm):
         return dataclasses.replace(x, values=super().__call__(x.filled(0), mask=mask))
 
 
+class RandomState(nnx.Variable):
+    """What a run draws its random numbers from: its own, whatever its parameters begin with."""
+
+
 class Dropout(nnx.Dropout):
     """Dropout (Srivastava et al. 2014) whose state is plain numbers: a key, and how often it was used.
 
@@ -212,8 +225,8 @@ class Dropout(nnx.Dropout):
             rngs: for the key.
         """
         super().__init__(rate)
-        self.key = nnx.Variable(jax.random.key_data(rngs.dropout()))
-        self.count = nnx.Variable(jnp.zeros((), jnp.uint32))
+        self.key = RandomState(jax.random.key_data(rngs.dropout()))
+        self.count = RandomState(jnp.zeros((), jnp.uint32))
 
     def __call__(self, x: jax.Array) -> jax.Array:  # pyright: ignore[reportIncompatibleMethodOverride]
         """``[batch, features]``, the shape kept; the others are scaled up."""

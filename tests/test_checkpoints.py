@@ -138,6 +138,46 @@ def test_another_model_begins_with_what_fits_it(saved):
         assert_equal(at(found, path), at(mine, path))
 
 
+SAVE_ON_EIGHT = """
+import pathlib, sys
+import jax
+jax.config.update("jax_num_cpu_devices", 8)
+from spp_jax.compilation import data_mesh, placements
+from test_checkpoints import ABOUT, Checkpoints, RunConfig, create_training, variables
+state = variables(seed=3)
+state = jax.device_put(state, placements(state, data_mesh(), 100))
+assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
+with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
+    checkpoints.save(1, state, create_training(RunConfig(), 10, 8.0)[1].opt_state, ABOUT)
+    checkpoints.wait()
+"""
+
+
+def test_what_eight_devices_saved_another_run_begins_with_on_one(tmp_path):
+    here = Path(__file__).parent
+    subprocess.run(
+        [sys.executable, "-c", SAVE_ON_EIGHT, tmp_path],
+        env={**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
+        check=True,
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        found, _, left = take_variables(variables(seed=7), checkpoints.model_variables())
+        assert_equal(found, variables(seed=3))
+        assert left == []
+        assert_equal(checkpoints.restore_model(variables()), variables(seed=3))
+
+
+@pytest.mark.parametrize("part", ["model", "training"])
+def test_where_what_it_says_of_its_arrays_is_gone_it_is_damaged_and_not_of_another_model(saved, part):
+    (saved / "checkpoints" / "3" / part / "_METADATA").unlink()
+    training = create_training(RunConfig(), 10, 8.0)[1].opt_state
+    with Checkpoints(saved) as checkpoints:
+        restore = {"model": checkpoints.restore_model, "training": checkpoints.restore_training}[part]
+        with pytest.raises(UsageError, match="cannot be restored") as caught:
+            restore({"model": variables(), "training": training}[part])
+    assert "another model" not in str(caught.value)
+
+
 def at(state: nnx.State, path: str):
     for part in path.split("/"):
         state = state[int(part) if part.isdigit() else part]

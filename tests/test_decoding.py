@@ -140,6 +140,9 @@ class TestSquares:
             assert photo_size(photo, decoding) == (24, 24)
             assert decode(photo, decoding, recorded=(24, 24)).shape == (24, 24, 3)
 
+    def test_what_cannot_be_read_has_no_size_there_either(self):
+        assert Decoding(input="warp").scaled([[0, 0], [30, 40]]).tolist() == [[0, 0], [224, 224]]
+
     def test_warp_scales_both_axes(self):
         found = decode(encoded(self.PICTURE), Decoding(input="warp", input_side=60))
         expected = np.asarray(self.PICTURE.resize((60, 60), Image.Resampling.LANCZOS))

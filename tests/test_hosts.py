@@ -93,7 +93,7 @@ def cache(tmp_path_factory):
 @pytest.mark.parametrize(("dtype", "steps", "allowed"), [("float64", 50, 1e-9), ("float32", 5, 1e-4)])
 def test_devices_and_processes_give_the_same_parameters(cache, tmp_path, dtype, steps, allowed):
     found = {}
-    several = ((2, 1), (8, 1), (2, 2)) if dtype == "float64" else ((8, 1), (2, 2))
+    several = ((2, 1), (4, 1), (8, 1), (2, 2)) if dtype == "float64" else ((8, 1), (2, 2))
     for devices, processes in ((1, 1), *several):
         folder = tmp_path / f"{devices}-{processes}"
         divided = ["--fsdp", "1000"] if (dtype, processes) in (("float64", 1), ("float32", 2)) else []

@@ -173,3 +173,25 @@ def test_it_trains_a_step(name, dtype):
         assert jnp.isfinite(param).all()
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), after.params, before)
     assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet18"])
+def test_rematerialised_it_keeps_a_map_a_stage_for_the_backward_pass(name):
+    """As traced. XLA's CPU backend undoes it, so what a compiled program takes there tells nothing."""
+
+    def kept(remat: bool) -> int:
+        model = nnx.eval_shape(lambda: create_model(name, hidden=(8,), remat=remat, rngs=nnx.Rngs(0)))
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def backward(params, rest, x):
+            def logits(params):
+                return nnx.merge(graph, params, rest, copy=True)(x)
+
+            return jax.vjp(logits, params)[1]
+
+        x = jax.ShapeDtypeStruct((1, 256, 384, 3), jnp.float32)
+        leaves = jax.tree.leaves(jax.eval_shape(backward, params, rest, x))
+        given = sum(leaf.size for leaf in jax.tree.leaves((params, rest)))
+        return sum(leaf.size for leaf in leaves) - given
+
+    assert kept(True) < 0.5 * kept(False)

@@ -92,10 +92,10 @@ def test_levels_with_as_many_bins_as_the_weights_were_made_for_do_not_take_them(
 
 def test_what_has_no_place_and_what_is_missing_is_named():
     tensors = alexnet_tensors()
-    del tensors["features.3.bias"]
+    del tensors["classifier.4.bias"]
     imported = from_torchvision("alexnet", tensors | {"extra.weight": np.zeros(3)}, (6,))
     assert imported.unused == ("extra.weight",)
-    assert imported.missing == ("features.3.bias",)
+    assert imported.missing == ("classifier.4.bias",)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +107,22 @@ def test_what_has_no_place_and_what_is_missing_is_named():
             "resnet18",
             {"features.0.weight": np.zeros((1, 1, 1, 1))},
             "no state dict of torchvision's resnet18",
+        ),
+        ("vgg16", alexnet_tensors(), "no state dict of torchvision's vgg16: features.3.weight is too much"),
+        (
+            "alexnet",
+            {name: array for name, array in alexnet_tensors().items() if name != "features.3.bias"},
+            "no state dict of torchvision's alexnet: features.3.bias is missing",
+        ),
+        (
+            "alexnet",
+            alexnet_tensors() | {"classifier.1.weight": np.zeros((8, 256 * 36 + 1))},
+            "classifier.1.weight has 9217 inputs",
+        ),
+        (
+            "alexnet",
+            alexnet_tensors() | {"classifier.4.weight": np.zeros(8)},
+            "classifier.4.weight has 1 axes",
         ),
     ],
 )

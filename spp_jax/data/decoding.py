@@ -141,7 +141,7 @@ def _fitted(picture: Image.Image, size: tuple[int, int], decoding: Decoding) -> 
         scale = min(size[0] / picture.width, size[1] / picture.height)
         width, height = (max(1, round(scale * n)) for n in picture.size)
         canvas = Image.new("RGB", size, decoding.background)
-        inside = picture.convert("RGB").resize((width, height), **options)
+        inside = picture.resize((width, height), **options)
         canvas.paste(inside, ((size[0] - width) // 2, (size[1] - height) // 2))
         return canvas
     return picture if picture.size == size else picture.resize(size, **options)

@@ -177,7 +177,6 @@ class SPPNet(nnx.Module):
         reduce: Sequence[Reduction],
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.25, 0.25, 0.25),
-        dtype: Dtype | None = None,
     ):
         """Put a network together.
 
@@ -191,13 +190,12 @@ class SPPNet(nnx.Module):
             reduce: the reductions of the pyramid; each gives its own features.
             mean: RGB of 0 to 1, taken from each pixel.
             std: by which it is divided then.
-            dtype: to compute in; None: what parameters and input promote to.
         """
         self.body = body
         self.pools = nnx.List(SpatialPyramidPool(levels, reduce=reduction) for reduction in reduce)
         self.head: Any = head(self.pools[0].num_bins, len(self.pools) * features)
         self.min_size = body.min_size
-        self.mean, self.std, self.dtype = tuple(mean), tuple(std), dtype
+        self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(self, images: Padded | jax.Array) -> jax.Array:
         """Images ``[batch, height, width, 3]`` to logits ``[batch, outputs]``.

@@ -81,7 +81,8 @@ def from_torchvision(name: str, tensors: Mapping[str, np.ndarray], levels: Seque
         levels: of the network here.
 
     Raises:
-        UsageError: no weights of this network are known, or the state dict is another network's.
+        UsageError: no weights of this network are known, or the state dict is another network's: its
+            convolutional part has other names.
     """
     if name not in _TABLES:
         raise UsageError(f"weights of torchvision can be taken by {', '.join(_TABLES)}, not by {name}")
@@ -97,8 +98,12 @@ def from_torchvision(name: str, tensors: Mapping[str, np.ndarray], levels: Seque
             if part == "kernel" and array.ndim == 4:
                 array = array.transpose(2, 3, 1, 0)
             elif part == "kernel":
+                if array.ndim != 2:
+                    raise _of_another(name, f"{source} has {array.ndim} axes")
                 if ours == first:
-                    bins = array.shape[1] // channels
+                    bins, left = divmod(array.shape[1], channels)
+                    if left:
+                        raise _of_another(name, f"{source} has {array.shape[1]} inputs")
                     if normalize_levels(levels, 2) != ((math.isqrt(bins),) * 2,):
                         continue
                     array = array.reshape(-1, channels, bins).swapaxes(1, 2).reshape(-1, bins * channels)
@@ -107,9 +112,17 @@ def from_torchvision(name: str, tensors: Mapping[str, np.ndarray], levels: Seque
             used.add(source)
         if parts is _NORM:
             used.add(f"{theirs}.num_batches_tracked")  # torch's counter, which nothing here needs
-    if not variables:
-        raise UsageError(f"this is no state dict of torchvision's {name}: {', '.join(list(tensors)[:3])} ...")
-    return Imported(variables, tuple(name for name in tensors if name not in used), tuple(missing))
+    unused = tuple(source for source in tensors if source not in used)
+    more = [source for source in unused if source.startswith(("features.", "layer"))]
+    less = [source for source in missing if source.startswith(("features.", "layer", "conv1.", "bn1."))]
+    for names, what in ((more, "is too much"), (less, "is missing")):
+        if names:
+            raise _of_another(name, f"{names[0]} {what}")
+    return Imported(variables, unused, tuple(missing))
+
+
+def _of_another(name: str, why: str) -> UsageError:
+    return UsageError(f"this is no state dict of torchvision's {name}: {why}")
 
 
 def take_variables(like: nnx.State, found: Mapping[str, Any]) -> tuple[nnx.State, list[str], list[str]]:
