@@ -5,8 +5,8 @@
 Over photographs that are made here, at sizes as real ones have them, trained on by `fit`, the project's own
 loop. Tables: a step of each bucket (milliseconds, true megapixels a second, and of the device's peak where it
 is known); the share of an epoch that the loop waits for data; what the loop itself takes (Python, transfers,
-metrics), found by running it over steps that are done at once, as a difference of two long times would be
-noise; the same epoch on several virtual devices, in processes of their own, which on a CPU shows overhead
+metrics, the journal), found by running it over steps that are done at once: a difference of two long times
+would be noise; the same epoch on several virtual devices, in processes of their own, which on a CPU shows overhead
 and no gain; and the same network in torch, one picture a step, as peers train on mixed shapes.
 """
 
@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from spp_jax.config import RunConfig
 from spp_jax.data.loading import load_batches, put
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import Schedule
+from spp_jax.journal import Journal
 from spp_jax.training import create_training, fit, step_executables
 
 PEAKS = {  # operations a second in bfloat16, without sparsity, as the makers state them
@@ -89,6 +91,7 @@ class Bench:
 
     def __init__(self, options: Options):
         self.options, self.records, self.mesh = options, make_records(options.count), data_mesh()
+        self.journal = Journal(Path(tempfile.mkdtemp(prefix="throughput-")), 0, writes=True)
         config = RunConfig(
             buckets=options.buckets,
             pixels_per_step=options.pixels_per_step,
@@ -115,10 +118,16 @@ class Bench:
             self.mesh,
             start=0,
             stop=self.steps,
-            after_step=lambda *_: False,
+            after_step=self._note,
         )
         jax.block_until_ready(self.state)
         return time.perf_counter() - start
+
+    def _note(self, done: int, state: Any, metrics: dict) -> bool:
+        """What a run does with a step: its journal, and TensorBoard's."""
+        metrics.pop("failed")
+        self.journal.write({"step": done, **metrics})
+        return False
 
     def loaded(self) -> list:
         """The batches of an epoch."""
