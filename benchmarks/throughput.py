@@ -6,8 +6,8 @@ Over photographs that are made here, at sizes as real ones have them, trained on
 loop. Tables: a step of each bucket (milliseconds, true megapixels a second, and of the device's peak where it
 is known); the share of an epoch that the loop waits for data; what the loop itself takes (Python, transfers,
 metrics, the journal), found by running it over steps that are done at once: a difference of two long times
-would be noise; the same epoch on several virtual devices, in processes of their own, which on a CPU shows overhead
-and no gain; and the same network in torch, one picture a step, as peers train on mixed shapes.
+would be noise; the same epoch on several virtual devices, in processes of their own, which on a CPU shows
+overhead and no gain; and the same network in torch, one picture a step, as peers train on mixed shapes.
 """
 
 import dataclasses

@@ -7,7 +7,7 @@ from flax.typing import Dtype
 
 from spp_jax.bins import Level
 from spp_jax.layers import Conv, MaxPool
-from spp_jax.models.sppnet import IMAGENET_MEAN, IMAGENET_STD, Classifier, ConvStage, SPPNet, Stages
+from spp_jax.models.sppnet import ConvStage, SPPNet, Stages
 from spp_jax.reductions import Reduction
 
 __all__ = ["alexnet"]
@@ -49,20 +49,14 @@ def alexnet(
         ConvStage([conv(64, 192, 5)], pool=MaxPool(3, strides=2)),
         ConvStage([conv(192, 384, 3), conv(384, 256, 3), conv(256, 256, 3)], pool=MaxPool(3, strides=2)),
     )
-    return SPPNet(
+    return SPPNet.of_imagenet(
         Stages(stages, remat=remat),
-        lambda bins, features: Classifier(
-            bins,
-            features,
-            hidden=hidden,
-            outputs=outputs,
-            dropout=(dropout, dropout),
-            dtype=dtype,
-            rngs=rngs,
-        ),
         features=256,
         levels=levels,
         reduce=reduce,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        hidden=hidden,
+        outputs=outputs,
+        dropout=(dropout, dropout),
+        dtype=dtype,
+        rngs=rngs,
     )

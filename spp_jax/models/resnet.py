@@ -7,7 +7,7 @@ from flax.typing import Dtype
 
 from spp_jax.bins import Level
 from spp_jax.layers import BatchNorm, Conv, Geometry, MaxPool
-from spp_jax.models.sppnet import IMAGENET_MEAN, IMAGENET_STD, Classifier, SPPNet, Stages
+from spp_jax.models.sppnet import SPPNet, Stages
 from spp_jax.padded import Padded
 from spp_jax.reductions import Reduction
 
@@ -65,16 +65,15 @@ def resnet(
             strides = 2 if group and not number else 1
             stages.append(block(channels, 64 * 2**group, strides, dtype=dtype, rngs=rngs))
             channels = stages[-1].width
-    return SPPNet(
+    return SPPNet.of_imagenet(
         Stages(stages, remat=remat),
-        lambda bins, features: Classifier(
-            bins, features, hidden=hidden, outputs=outputs, dtype=dtype, rngs=rngs
-        ),
         features=channels,
         levels=levels,
         reduce=reduce,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        hidden=hidden,
+        outputs=outputs,
+        dtype=dtype,
+        rngs=rngs,
     )
 
 

@@ -197,6 +197,27 @@ class SPPNet(nnx.Module):
         self.min_size = body.min_size
         self.mean, self.std = tuple(mean), tuple(std)
 
+    @classmethod
+    def of_imagenet(
+        cls,
+        body: Stages,
+        *,
+        features: int,
+        levels: Sequence[Level],
+        reduce: Sequence[Reduction],
+        **head,
+    ) -> "SPPNet":
+        """With ImageNet's mean and deviation, and a :class:`Classifier` of these options."""
+        return cls(
+            body,
+            lambda bins, width: Classifier(bins, width, **head),
+            features=features,
+            levels=levels,
+            reduce=reduce,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+        )
+
     def __call__(self, images: Padded | jax.Array) -> jax.Array:
         """Images ``[batch, height, width, 3]`` to logits ``[batch, outputs]``.
 

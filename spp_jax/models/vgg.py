@@ -45,22 +45,16 @@ def vgg16(
         remat: as :class:`~spp_jax.models.sppnet.Stages` takes it.
         rngs: for the initial parameters and for what is dropped.
     """
-    return SPPNet(
+    return SPPNet.of_imagenet(
         _body(dtype, remat, rngs),
-        lambda bins, features: Classifier(
-            bins,
-            features,
-            hidden=hidden,
-            outputs=outputs,
-            dropout=(0, dropout, dropout),
-            dtype=dtype,
-            rngs=rngs,
-        ),
         features=512,
         levels=levels,
         reduce=reduce,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        hidden=hidden,
+        outputs=outputs,
+        dropout=(0, dropout, dropout),
+        dtype=dtype,
+        rngs=rngs,
     )
 
 

@@ -9,7 +9,7 @@ from jax import lax
 
 from spp_jax.bins import Level
 from spp_jax.layers import Conv, MaxPool
-from spp_jax.models.sppnet import IMAGENET_MEAN, IMAGENET_STD, Classifier, ConvStage, SPPNet, Stages
+from spp_jax.models.sppnet import ConvStage, SPPNet, Stages
 from spp_jax.reductions import Reduction
 
 __all__ = ["local_response_norm", "zf5"]
@@ -54,22 +54,16 @@ def zf5(
         after_pool(conv(96, 256, 5, 2)),
         after_pool(conv(256, 384, 3), conv(384, 384, 3), conv(384, 256, 3)),
     )
-    return SPPNet(
+    return SPPNet.of_imagenet(
         Stages(stages, remat=remat),
-        lambda bins, features: Classifier(
-            bins,
-            features,
-            hidden=hidden,
-            outputs=outputs,
-            dropout=(0, dropout, dropout),
-            dtype=dtype,
-            rngs=rngs,
-        ),
         features=256,
         levels=levels,
         reduce=reduce,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        hidden=hidden,
+        outputs=outputs,
+        dropout=(0, dropout, dropout),
+        dtype=dtype,
+        rngs=rngs,
     )
 
 
