@@ -42,7 +42,7 @@ CHARACTERS = 96  # printable ASCII, and one for all others
 class Options:
     """Sentences of any length through a 1-D pyramid."""
 
-    epochs: int = 4
+    epochs: int = 8
     """Passes over the training part."""
     per_library: int = 2000
     """Paragraphs of each library, at most."""

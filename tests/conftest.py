@@ -14,14 +14,13 @@ from PIL import Image
 from spp_jax.data.records import Records
 
 
-def pytest_configure(config):
+def pytest_configure():
     """Most of the time of the suite is compilation of small programs: LLVM may leave them as they are.
 
-    The slow tests compile as everybody does.
+    What is about rounding asks for the optimisation (`compiler_options`).
     """
-    if config.option.markexpr == "not slow":
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0".strip()
 
 
 # Every new shape compiles: no deadline per example, and few examples that count.

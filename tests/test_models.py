@@ -151,7 +151,7 @@ def test_padded_it_gives_what_torch_gives_on_each_of_20_pictures_alone(name):
 @pytest.mark.parametrize("name", SLOW)
 def test_it_trains_a_step(name, dtype):
     recipe, state = create_training(
-        RunConfig(model=name, dtype=dtype, warmup=0, remat=dtype == "float32"), 10, 2.0
+        RunConfig(model=name, dtype=dtype, warmup=0, remat=(name, dtype) == ("resnet18", "bfloat16")), 10, 2.0
     )
     rng = np.random.default_rng(0)
     images = pad_batch(
