@@ -290,6 +290,18 @@ class TestTrain:
         assert call(train, *arguments)[0] == 0
         assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
+    def test_told_to_stop_before_training_it_ends_as_interrupted(self, call, tmp_path, monkeypatch):
+        def stop(*_, **__):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+
+        before = signal.getsignal(signal.SIGTERM)
+        monkeypatch.setattr(train, "load_dataset", stop)
+        status, _, said = call(train, *QUICK, "--out", tmp_path / "run")
+        assert status == 75
+        assert "interrupted; if anything was saved" in said
+        assert signal.getsignal(signal.SIGTERM) is before
+
     def test_a_warm_up_as_long_as_the_run_is_no_error(self, call, tmp_path):
         status, _, _ = call(train, *QUICK, "--steps", 1, "--warmup", 0.9, "--out", tmp_path / "run")
         assert status == 0
