@@ -48,7 +48,9 @@ def test_a_file_of_torchvision_gives_its_1000_logits(name, dtype, file, tmp_path
         assert imported.unused == imported.missing == ()
         state, _, left = take_variables(like, imported.variables)
         assert all("dropout" in path for path in left)
-        logits = jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, jnp.asarray(pictures))
+        logits = np.asarray(
+            jax.jit(lambda state, x: nnx.merge(graph, state)(x))(state, jnp.asarray(pictures))
+        )
     assert logits.dtype == dtype
     error = np.abs(logits - expected).max() / np.abs(expected).max()
     assert error <= (1e-9 if dtype is np.float64 else 1e-4)
