@@ -1,4 +1,4 @@
-"""Whole pictures against squares: the same network, the same steps, the same pictures, another input.
+"""Whole pictures against squares: the same network, the same pictures, no fewer steps, another input.
 
     python benchmarks/whole_image.py [--out FOLDER] [--photos FOLDER] [--full]
 
@@ -80,8 +80,8 @@ def unmasked(**options) -> nnx.Module:
             self.min_size = inner.min_size
 
         def __call__(self, images: Padded) -> jax.Array:
-            everything = Padded.whole(images.filled(0)).sizes
-            return self.inner(dataclasses.replace(images, values=images.filled(0), sizes=everything))
+            everything = Padded.whole(images.filled(0))
+            return self.inner(dataclasses.replace(everything, turned=images.turned))
 
     return Unmasked(spp_jax.models.create_model("compact", **options))
 

@@ -188,17 +188,15 @@ class Checkpoints:
         step = self._latest()
         try:
             saved = self._open().item_metadata(step)[part]
+            tree = getattr(saved, "tree", saved)
+            if not jax.tree.leaves(tree):
+                raise ValueError("what it says of its arrays is gone")
             if like is None:
-                tree = getattr(saved, "tree", saved)
-                if not jax.tree.leaves(tree):
-                    raise ValueError("what it says of its arrays is gone")
                 # NumPy's: no device that it was saved on need be there, and each host reads for itself.
                 abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), tree)
             else:
-                if not jax.tree.leaves(getattr(saved, "tree", saved)):
-                    raise ValueError("what it says of its arrays is gone")
                 abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-                _compare(part, saved, abstract)
+                _compare(part, tree, abstract)
             args = ocp.args.Composite(**{part: ocp.args.StandardRestore(abstract)})
             return self._open().restore(step, args=args)[part]
         except (KeyError, TypeError, ValueError, OSError) as error:
@@ -249,7 +247,7 @@ def _arrays(tree: Any) -> dict[str, Any]:
 def _compare(part: str, saved: Any, expected: Any) -> None:
     have, want = (
         {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in _flat(tree).items()}
-        for tree in (getattr(saved, "tree", saved), expected)
+        for tree in (saved, expected)
     )
     for path in sorted(set(have) | set(want)):
         if have.get(path) != want.get(path):
