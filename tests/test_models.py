@@ -121,8 +121,11 @@ def tensors_in_torch(
         (logits * torch.tensor(weights)).sum().backward()
         result[f"output of image {number}"] = logits.detach().numpy()
         result[f"input gradient of image {number}"] = leaf.grad.numpy()
-    grads = {prefix + key: value.grad.numpy() for key, value in body.named_parameters()}
-    return result | by_our_names(name, grads) | {key: value.grad.numpy() for key, value in head.items()}
+    tensors = {key: value.numpy() for key, value in body.named_buffers()}
+    tensors |= {key: value.grad.numpy() for key, value in body.named_parameters()}
+    grads = by_our_names(name, {prefix + key: value for key, value in tensors.items()})
+    result |= {key: grad for key, grad in grads.items() if not key.endswith(("/mean", "/var"))}
+    return result | {key: value.grad.numpy() for key, value in head.items()}
 
 
 def with_paths(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
