@@ -8,7 +8,9 @@ not trained again, and a run that was broken off goes on. Then, for each system,
 how far scores move when a picture is scored at other sizes and aspect ratios, and how often a complete
 picture is scored above its blurred crop. Prints tables; saves results.json, results.md and results.png.
 
-Needs spp_jax[demo]. Data sets of people's judgements take part where --photos has them (savoias/, biq2021/).
+Needs spp_jax[demo]. Data sets of people's judgements take part where --photos has them: savoias/, whose
+scores compare pictures of one category, so that they are standardised within it, and its figures are means
+over what each category gives by itself; and biq2021/, with --full.
 """
 
 import csv
@@ -17,6 +19,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -35,7 +38,8 @@ from spp_jax import Padded, Scorer
 from spp_jax.data import load_dataset
 from spp_jax.data.decoding import decode
 from spp_jax.data.distorted_photos.damage import damaged
-from spp_jax.data.records import SPLITS, split_records
+from spp_jax.data.records import SPLITS, Records, split_records
+from spp_jax.metrics import agreement
 
 SYSTEMS = {  # what each changes; the first is what the others are compared with
     "whole": [],
@@ -65,10 +69,10 @@ class Options:
     """Runs of each system on each data set."""
     systems: tuple[str, ...] = tuple(SYSTEMS)
     """Which to train."""
-    max_pixels: int = 150_000
-    """Of the pictures of --photos, whole; those of distorted_photos are as they are."""
+    max_pixels: int = 224**2
+    """Of the pictures of --photos, whole: as many as a square has. distorted_photos is as it is."""
     full: bool = False
-    """30 epochs and five seeds, as the figures of a paper would want them."""
+    """30 epochs, five seeds, 150,000 pixels and BIQ2021, as the figures of a paper would want them."""
 
 
 def unmasked(**options) -> nnx.Module:
@@ -86,72 +90,118 @@ def unmasked(**options) -> nnx.Module:
     return Unmasked(spp_jax.models.create_model("compact", **options))
 
 
-def data_sets(options: Options) -> dict[str, list[str]]:
-    """Options of train.py by the name of the data set."""
-    found = {"distorted_photos": []}
+class Data(NamedTuple):
+    """A data set of the experiment.
+
+    Attributes:
+        name: of the loader.
+        folder: its ``--data-dir``.
+        max_pixels: of a picture.
+        categories: by the picture's id; empty where scores compare all pictures.
+    """
+
+    name: str
+    folder: Path
+    max_pixels: int | None
+    categories: dict[str, str]
+
+    @property
+    def flags(self) -> list[str]:
+        """For train.py."""
+        most = [] if self.max_pixels is None else ["--max-pixels", str(self.max_pixels)]
+        return ["--data", self.name, "--data-dir", str(self.folder), *most]
+
+    def parts(self, fold: int) -> dict[str, Records]:
+        """Train, validation and test."""
+        decoding = train.RunConfig(max_pixels=self.max_pixels).decoding
+        records, _ = load_dataset(self.name, self.folder, decoding)
+        return {split: split_records(records, split, "folds", fold) for split in SPLITS}
+
+    def figures(self, scores: np.ndarray, records: Records) -> dict[str, float]:
+        """Means over the categories."""
+        of = np.array([self.categories.get(name, "") for name in records.ids])
+        found = [agreement(scores[of == c], records.scores[of == c], records.good[of == c]) for c in set(of)]
+        return {name: float(np.mean([getattr(each, name) for each in found])) for name in FIGURES}
+
+
+def data_sets(options: Options) -> dict[str, Data]:
+    """By their names in the tables."""
+    cache = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    found = {"distorted_photos": Data("distorted_photos", cache, None, {})}
     if options.photos is None:
         return found
-    smaller = ["--max-pixels", str(options.max_pixels)]
-    for name in ("savoias", "biq2021"):
+    for name in ("savoias", "biq2021")[: 1 + options.full]:
         table = options.photos / name / "scores.csv"
         if not table.is_file():
             print(f"{table} is not there: {name} is left out", file=sys.stderr)
             continue
         with table.open() as file:
             rows = list(csv.DictReader(file))
-        for category in sorted({row.get("category", "") for row in rows}):
-            title = f"{name} {category}".strip()
-            folder = _linked(
-                table.parent, [r for r in rows if r.get("category", "") == category], options, title
-            )
-            found[title] = ["--data", "folder", "--data-dir", str(folder), *smaller]
+        categories = {row["file"]: row.get("category", "") for row in rows}
+        folder = _standardised(table.parent.resolve(), rows, options.out / "data" / name)
+        found[name] = Data("folder", folder, options.max_pixels, categories)
     return found
 
 
-def _linked(source: Path, rows: list[dict], options: Options, title: str) -> Path:
-    """A folder of these pictures, as links, with their scores."""
-    folder = options.out / "data" / title.replace(" ", "-")
+def _standardised(source: Path, rows: list[dict[str, str]], folder: Path) -> Path:
+    """Links to the pictures, with scores about .5, a standard deviation of their category being a quarter."""
     folder.mkdir(parents=True, exist_ok=True)
+    scores = np.array([float(row["score"]) for row in rows])
+    of = np.array([row.get("category", "") for row in rows])
+    for category in np.unique(of):
+        mine = scores[of == category]
+        scores[of == category] = np.clip(0.5 + (mine - mine.mean()) / mine.std() / 4, 0, 1)
     for row in rows:
         link = folder / row["file"]
         if not link.exists():
-            link.symlink_to((source / row["file"]).resolve())
+            link.symlink_to(source / row["file"])
     with (folder / "scores.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerows([("file", "score"), *((row["file"], row["score"]) for row in rows)])
+        writer.writerow(("file", "score"))
+        writer.writerows((row["file"], f"{score:.4f}") for row, score in zip(rows, scores, strict=True))
     return folder
 
 
-def run(folder: Path, data: list[str], system: str, seed: int, options: Options) -> dict:
+def run(folder: Path, data: Data, system: str, seed: int, options: Options) -> dict:
     """Train, or go on, or read: the figures of the test part."""
-    figures = folder / "metrics.json"
-    if not figures.is_file():
-        arguments = [*data, *SYSTEMS[system], "--seed", str(seed), "--fold", str(seed)]
+    saved = folder / "figures.json"
+    if saved.is_file():
+        return json.loads(saved.read_text())
+    if not (folder / "metrics.json").is_file():
+        arguments = [*data.flags, *SYSTEMS[system], "--seed", str(seed), "--fold", str(seed)]
         arguments += ["--out", str(folder), "--epochs", str(options.epochs)]
         if system in SQUARES:  # as many pictures in a step as whole ones have, and so at least as many steps
             whole = json.loads((folder.parent / f"whole-{seed}" / "run.json").read_text())
             pixels = max(1, int(whole["mean_batch"])) * 224**2
             arguments += ["--pixels-per-step", str(pixels)]
         if any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
-            arguments = ["--resume", "--out", str(folder), *data[2:4]]
+            arguments = ["--resume", "--out", str(folder), *data.flags[2:4]]
         status = train.main(arguments)
         jax.clear_caches()
         if status == train.INTERRUPTED:
             sys.exit(status)
-        if not figures.is_file():
+        if not (folder / "metrics.json").is_file():
             raise SystemExit(f"{folder} ended with status {status} and no figures")
-    return json.loads(figures.read_text())
+    figures = json.loads((folder / "metrics.json").read_text())
+    if data.categories:
+        scorer = Scorer.from_checkpoint(folder)
+        config = scorer.config
+        records, _ = load_dataset(config.data, data.folder, config.decoding)
+        held_out = split_records(records, "test", config.protocol, config.fold)
+        scores, _ = scorer.score_records(held_out)
+        figures = data.figures(scores, held_out)
+        jax.clear_caches()
+    saved.write_text(json.dumps({name: figures[name] for name in FIGURES}, indent=2) + "\n")
+    return figures
 
 
-def robustness(folder: Path, data_dir: Path, most: int = 60) -> dict[str, float]:
+def robustness(folder: Path, data: Data, most: int = 60) -> dict[str, float]:
     """Of a run's scores on its held-out pictures: how they move, and complete against blurred crop."""
     saved = folder / "robustness.json"
     if saved.is_file():
         return json.loads(saved.read_text())
     scorer = Scorer.from_checkpoint(folder)
-    config = scorer.config
-    records, _ = load_dataset("distorted_photos", data_dir, train.RunConfig().decoding)
-    held_out = split_records(records, "test", config.protocol, config.fold)
+    held_out = data.parts(scorer.config.fold)["test"]
     pixels = [
         Image.fromarray(decode(held_out.photo(i)))
         for i in range(0, len(held_out), max(1, len(held_out) // most))
@@ -186,23 +236,20 @@ def _resized(picture: Image.Image, wide: float, high: float) -> Image.Image:
     return picture.resize(size, Image.Resampling.LANCZOS)
 
 
-def by_hand(path: Path, data: list[str], seed: int, data_dir: Path, table: dict) -> dict:
+def by_hand(path: Path, data: Data, seed: int, table: dict) -> dict:
     """The floor on the same parts: features made by hand."""
     if not path.is_file():
-        name, folder = (data[1], Path(data[3])) if data else ("distorted_photos", data_dir)
-        decoding = train.RunConfig(max_pixels=int(data[5]) if data else None).decoding
-        records, _ = load_dataset(name, folder, decoding)
-        parts = {split: split_records(records, split, "folds", seed) for split in SPLITS}
-        path.write_text(json.dumps(judge(parts, table, seed).to_dict(), indent=2) + "\n")
+        parts = data.parts(seed)
+        figures = data.figures(judge(parts, table, seed), parts["test"])
+        path.write_text(json.dumps(figures, indent=2) + "\n")
     return json.loads(path.read_text())
 
 
 def main() -> int:
     options = tyro.cli(Options)
     if options.full:
-        options = dataclasses.replace(options, epochs=30, seeds=5)
+        options = dataclasses.replace(options, epochs=30, seeds=5, max_pixels=150_000)
     spp_jax.models._MODELS["unmasked"] = unmasked  # pyright: ignore[reportArgumentType]
-    data_dir = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     results: dict[str, dict[str, list[dict]]] = {}
     moved: dict[str, list[dict]] = {}
     for name, data in data_sets(options).items():
@@ -215,8 +262,8 @@ def main() -> int:
                 figures = run(path, data, system, seed, options)
                 results.setdefault(name, {}).setdefault(system, []).append(figures)
                 if name == "distorted_photos":
-                    moved.setdefault(system, []).append(robustness(path, data_dir))
-            floor = by_hand(folder / f"by_hand-{seed}.json", data, seed, data_dir, features)
+                    moved.setdefault(system, []).append(robustness(path, data))
+            floor = by_hand(folder / f"by_hand-{seed}.json", data, seed, features)
             results[name].setdefault("by hand", []).append(floor)
             report(results, moved, options)
     return 0
@@ -228,14 +275,15 @@ def report(results: dict, moved: dict, options: Options) -> None:
     for name, systems in results.items():
         lines += ["", f"**{name}**, test part, mean ± standard deviation over seeds", ""]
         lines += [
-            "| system | runs | " + " | ".join(FIGURES) + " | accuracy less whole's |",
+            "| system | runs | " + " | ".join(FIGURES) + f" | {_compared(name)} less whole's |",
             "|---" * (len(FIGURES) + 3) + "|",
         ]
-        whole = np.array([run["accuracy"] for run in systems["whole"]])
+        compared = _compared(name)
+        whole = np.array([run[compared] for run in systems["whole"]])
         for system, runs in systems.items():
             cells = [_spread([run[figure] for run in runs], figure == "accuracy") for figure in FIGURES]
-            mine = np.array([run["accuracy"] for run in runs])
-            paired = "" if system == "whole" else _spread((mine - whole[: len(mine)]).tolist(), True)
+            less = np.array([run[compared] for run in runs]) - whole[: len(runs)]
+            paired = "" if system == "whole" else _spread(less.tolist(), compared == "accuracy")
             lines.append(f"| {system} | {len(runs)} | " + " | ".join(cells) + f" | {paired} |")
     if moved:
         names = [name for name in next(iter(moved.values()))[0] if name != "pairs"]
@@ -251,6 +299,11 @@ def report(results: dict, moved: dict, options: Options) -> None:
     (options.out / "results.json").write_text(json.dumps(described, indent=2) + "\n")
     (options.out / "results.md").write_text(text)
     draw(results, options.out / "results.png")
+
+
+def _compared(data: str) -> str:
+    """The figure that systems are compared by: labels of people are marks, others yes or no."""
+    return "accuracy" if data == "distorted_photos" else "srcc"
 
 
 def _spread(values: list, share: bool) -> str:
@@ -273,7 +326,7 @@ def draw(results: dict, path: Path) -> None:
     for axes, (name, systems) in zip(
         figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True
     ):
-        kind = "accuracy" if name == "distorted_photos" else "srcc"
+        kind = _compared(name)
         for place, runs in enumerate(systems.values()):
             values = [np.nan if run[kind] is None else run[kind] for run in runs]
             axes.plot(
