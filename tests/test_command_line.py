@@ -475,6 +475,36 @@ class TestEvaluate:
         assert "Traceback" not in error
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore's threads
+@pytest.mark.parametrize("damage", ["truncated", "of another model"])
+def test_a_damaged_checkpoint_is_said_in_a_line_by_both_programs_and_left_as_it_is(
+    trained, call, tmp_path, damage
+):
+    shutil.copytree(trained, folder := tmp_path / "run")
+    (latest,) = sorted((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))[-1:]
+    if damage == "truncated":
+        for file in (latest / "model").rglob("*"):
+            if file.is_file() and "metadata" not in file.name.lower():
+                file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    else:  # it says that its pyramid is another one than that of its variables
+        about = latest / "about" / "metadata"
+        fields = json.loads(about.read_text())
+        fields["config"]["levels"] = [1, 2]
+        about.write_text(json.dumps(fields))
+    files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for program, arguments in (
+        (train, ["--resume", "--out"]),
+        (evaluate, ["--data", "noise", "--checkpoint"]),
+    ):
+        status, _, said = call(program, *arguments, folder)
+        assert status == 2
+        (line,) = [line for line in said.splitlines() if line.startswith(f"{program.__name__}.py: ")]
+        assert str(latest) in line
+        assert ("cannot be restored" if damage == "truncated" else "another model: model/") in line
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
+    time.sleep(1)  # the other arrays' threads find the event loop closed: here, and not in the next test
+
+
 class TestInterruption:
     """A run in a process of its own is killed, goes on, and ends where one that was not would."""
 
@@ -506,7 +536,7 @@ sys.exit(train.main(sys.argv[1:]))
             assert time.monotonic() < ends
             time.sleep(0.005)
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=30)
         with Checkpoints(folder) as checkpoints:
             step = checkpoints.latest_step()
         assert step is not None, said
