@@ -163,6 +163,8 @@ def data_sets(options: Options) -> dict[str, Data]:
 
 def _standardised(source: Path, rows: list[dict[str, str]], folder: Path) -> Path:
     """Links to the pictures, with scores about .5, a standard deviation of their category being a quarter."""
+    if (folder / "scores.csv").is_file():  # which the runs beside this one are reading
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     scores = np.array([float(row["score"]) for row in rows])
     of = np.array([row.get("category", "") for row in rows])
@@ -266,29 +268,28 @@ def main() -> int:
         return run(options.alone, found[options.alone.split("/")[0]], options)
     results: dict[str, dict[str, list[dict]]] = {}
     moved: dict[str, list[dict]] = {}
+    seeds = range(options.seeds)
     systems = list(dict.fromkeys(("whole", *options.systems)))
-    floor = {}
-    for name, data in found.items():
-        features: dict[str, np.ndarray] = {}
-        floor[name] = [by_hand(options.out / name, data, seed, features) for seed in range(options.seeds)]
-    with tqdm(total=len(found) * len(systems) * options.seeds, unit="run", smoothing=0) as bar:
-        for name in found:
+    with tqdm(total=len(found) * len(systems) * len(seeds), unit="run", smoothing=0) as bar:
+        for name, data in found.items():
+            features: dict[str, np.ndarray] = {}
+            floor = [by_hand(options.out / name, data, seed, features) for seed in seeds]
             for some in (systems[:1], systems[1:]):  # squares ask how large the batches of whole ones were
-                runs = [f"{name}/{system}/{seed}" for seed in range(options.seeds) for system in some]
+                runs = [f"{name}/{system}/{seed}" for seed in seeds for system in some]
                 status = _each_on_a_core(runs, options, bar)
                 if status:
                     return status
-    for name in found:
-        for system in systems:
-            for seed in range(options.seeds):
-                folder = _folder(options, f"{name}/{system}/{seed}")
-                figures = json.loads((folder / "figures.json").read_text())
-                results.setdefault(name, {}).setdefault(system, []).append(figures)
-                if (folder / "robustness.json").is_file():
-                    moved.setdefault(system, []).append(json.loads((folder / "robustness.json").read_text()))
-        results[name]["by hand"] = floor[name]
-    report(results, moved, options)
+            for system in systems:
+                folders = [_folder(options, f"{name}/{system}/{seed}") for seed in seeds]
+                results.setdefault(name, {})[system] = _read(folders, "figures.json")
+                moved[system] = moved.get(system) or _read(folders, "robustness.json")
+            results[name]["by hand"] = floor
+            report(results, moved, options)
     return 0
+
+
+def _read(folders: list[Path], name: str) -> list[dict]:
+    return [json.loads((f / name).read_text()) for f in folders if (f / name).is_file()]
 
 
 def _folder(options: Options, run: str) -> Path:
