@@ -32,8 +32,9 @@ class Options:
     error).
     """
 
-    checkpoint: AnyPath
-    """Folder of a run: the --out of train.py."""
+    checkpoint: AnyPath = Path(__file__).parent / "checkpoints" / "compact"
+    """Folder of a run: the --out of train.py. Default: the judge that ships, a small one, of technical
+    quality; its README says what it learned."""
     data: str | None = None
     """Data set to evaluate on."""
     split: str = "test"

@@ -23,6 +23,7 @@ import train
 from spp_jax import create_model
 from spp_jax.checkpoints import Checkpoints
 from spp_jax.config import RunConfig
+from spp_jax.data.records import Records, split_records
 from spp_jax.journal import read_journal
 
 RECORDS = noise_records()
@@ -388,6 +389,40 @@ class TestEvaluate:
         after = json.loads((trained / "metrics.json").read_text())
         assert after["confusion"] == before["confusion"]
         assert after["srcc"] == pytest.approx(before["srcc"], abs=1e-6)
+
+    @pytest.mark.slow
+    def test_the_judge_that_ships_scores_held_out_pictures_above_blurred_crops_of_them(self, call, tmp_path):
+        damage = pytest.importorskip("spp_jax.data.distorted_photos.damage")
+        sources = pytest.importorskip("spp_jax.data.distorted_photos.sources")
+        try:
+            photographs = {name: np.asarray(views[0]) for name, views in sources.find_sources().items()}
+        except sources.MissingSourcesError as error:
+            pytest.skip(str(error))
+        names = tuple(photographs)
+        sizes, zeros = np.array([p.shape[:2] for p in photographs.values()]), np.zeros(len(names), np.float32)
+        everything = Records(names, sizes, list(photographs.values()).__getitem__, zeros, zeros > 0, names)
+        with Checkpoints(Path(evaluate.__file__).parent / "checkpoints" / "compact") as checkpoints:
+            config = checkpoints.about().config
+        held_out = split_records(everything, "test", config.protocol, config.fold).ids
+        assert len(held_out) == 3
+        for name in held_out:
+            whole = photographs[name]
+            height, width, _ = whole.shape
+            halves = {"left": np.s_[:, : width // 2], "right": np.s_[:, width // 2 :]}
+            halves |= {"top": np.s_[: height // 2], "bottom": np.s_[height // 2 :]}
+            for place, window in {"whole": np.s_[:], **halves}.items():
+                complete = whole[window]
+                h, w, _ = complete.shape
+                crop = complete[h // 4 : h - h // 4, w // 4 : w - w // 4]
+                blurred = damage.damaged(crop, "blur", 3, np.random.default_rng(0))
+                (tmp_path / f"{name}-{place}-complete.png").write_bytes(png(complete))
+                (tmp_path / f"{name}-{place}-crop.png").write_bytes(png(blurred))
+        assert call(evaluate, "--photos", tmp_path, "--out", tmp_path / "scores.json")[0] == 0
+        scores = json.loads((tmp_path / "scores.json").read_text())
+        complete = [score for file, score in scores.items() if file.endswith("complete.png")]
+        crops = [score for file, score in scores.items() if file.endswith("crop.png")]
+        assert len(complete) == len(crops) == 15
+        assert np.mean(np.array(complete) > np.array(crops)) >= 0.9
 
     def test_another_split_goes_where_out_says(self, trained, call, tmp_path):
         status, _, _ = call(
