@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # train.py lies beside the package
 
+from complete_and_crop import blurred_crop
 from hand_features import judge
 
 import spp_jax.models
@@ -45,7 +46,6 @@ import train
 from spp_jax import Padded, Scorer
 from spp_jax.data import load_dataset
 from spp_jax.data.decoding import Decoding, decode
-from spp_jax.data.distorted_photos.damage import damaged
 from spp_jax.data.records import SPLITS, Records, split_records
 from spp_jax.metrics import agreement
 
@@ -186,14 +186,13 @@ def run(name: str, data: Data, options: Options) -> int:
     """Train, or go on, and judge, leaving figures.json and, for distorted_photos, robustness.json."""
     folder, (_, system, seed) = _folder(options, name), name.split("/")
     if not (folder / "metrics.json").is_file():
-        arguments = [*data.flags, *SYSTEMS[system], "--seed", seed, "--fold", seed]
-        arguments += ["--out", str(folder)]
+        arguments = [*data.flags, *SYSTEMS[system], "--seed", seed, "--fold", seed, "--out", str(folder)]
         if system in SQUARES:  # as many pictures in a step as whole ones have, and so at least as many steps
             whole = _folder(options, name.replace(system, "whole")) / "run.json"
             pixels = max(1, int(json.loads(whole.read_text())["mean_batch"])) * 224**2
             arguments += ["--pixels-per-step", str(pixels)]
         if any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
-            arguments = ["--resume", "--out", str(folder), *data.flags[2:4]]
+            arguments = ["--resume", "--out", str(folder), "--data-dir", str(data.folder)]
         cache = options.out / f"programs-{min(os.sched_getaffinity(0))}"  # two processes may not share it
         status = train.main([*arguments, "--cache-dir", str(cache)])
         if not (folder / "metrics.json").is_file():
@@ -218,16 +217,11 @@ def robustness(scorer: Scorer, held_out: Records, most: int = 60) -> dict[str, f
         for i in range(0, len(held_out), max(1, len(held_out) // most))
     ]
     clean = [decode(held_out.photo(i)) for i in np.flatnonzero(held_out.scores == 1).tolist()]
-    crops = []
-    for picture in clean:
-        h, w, _ = picture.shape
-        middle = picture[h // 4 : h - h // 4, w // 4 : w - w // 4]
-        crops.append(damaged(middle, "blur", 3, np.random.default_rng(0)))
     changes: dict[str, Callable] = {"as it is": lambda p: p}
     changes |= {f"{s:g}x": lambda p, s=s: _resized(p, s, s) for s in SCALES}
     changes |= {f"aspect x {a:g}": lambda p, a=a: _resized(p, a**0.5, a**-0.5) for a in ASPECTS}
     everything = [change(picture) for change in changes.values() for picture in pixels]
-    scores = scorer.score([*everything, *clean, *crops])
+    scores = scorer.score([*everything, *clean, *map(blurred_crop, clean)])
     of_changes = scores[: len(everything)].reshape(len(changes), len(pixels))
     complete, blurred = scores[len(everything) :].reshape(2, len(clean))
     found = {
@@ -352,12 +346,12 @@ def report(results: dict, moved: dict, options: Options) -> None:
     """Print and save what there is so far."""
     lines = []
     for name, systems in results.items():
+        compared = _compared(name)
         lines += ["", f"**{name}**, test part, mean ± standard deviation over seeds", ""]
         lines += [
-            "| system | runs | " + " | ".join(FIGURES) + f" | {_compared(name)} less whole's |",
+            "| system | runs | " + " | ".join(FIGURES) + f" | {compared} less whole's |",
             "|---" * (len(FIGURES) + 3) + "|",
         ]
-        compared = _compared(name)
         whole = np.array([run[compared] for run in systems["whole"]])
         for system, runs in systems.items():
             cells = [_spread([run[figure] for run in runs], figure == "accuracy") for figure in FIGURES]

@@ -1,5 +1,6 @@
 import io
 import os
+from pathlib import Path
 
 import fsspec
 import jax
@@ -79,6 +80,14 @@ def png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
+
+
+def truncate_arrays(checkpoint: Path, share: float) -> None:
+    """Leave but this share of each file that holds a model's variables; their metadata stay whole."""
+    for file in (checkpoint / "model").rglob("*"):
+        if file.is_file() and "metadata" not in file.name.lower():
+            whole = file.read_bytes()
+            file.write_bytes(whole[: int(share * len(whole))])
 
 
 def noise_records(

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from conftest import truncate_arrays
 from flax import nnx
 
 from spp_jax import Bucket, BucketPlan, Scorer, create_model
@@ -101,10 +102,7 @@ def test_a_folder_that_only_looks_like_a_checkpoint_is_refused(tmp_path):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore's threads
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_truncated_arrays_are_refused_in_one_line(saved, share):
-    for file in (saved / "checkpoints" / "3" / "model").rglob("*"):
-        if file.is_file() and "metadata" not in file.name.lower():
-            whole = file.read_bytes()
-            file.write_bytes(whole[: int(share * len(whole))])
+    truncate_arrays(saved / "checkpoints" / "3", share)
     with Checkpoints(saved) as checkpoints, pytest.raises(UsageError) as caught:
         checkpoints.restore_model(variables())
     assert "\n" not in str(caught.value)
