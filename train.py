@@ -220,7 +220,8 @@ def _prepare(options: Options) -> Job:
         if not len(parts[split]):
             raise UsageError(f"no picture of {split} can be read and is at least {smallest}")
         skipped |= dropped
-    scaled = [at_scale(parts["train"].sizes, scale, smallest) for scale in config.scales]
+    # Counted once at their own size: what is planned, and so compiled, is then the same for all folds.
+    scaled = [at_scale(parts["train"].sizes, scale, smallest) for scale in config.scales if scale != 1]
     plan = _plan(options, np.concatenate([*(part.sizes for part in parts.values()), *scaled]))
     schedule = Schedule(
         parts["train"].sizes,
@@ -518,9 +519,8 @@ def _restore(checkpoints: Checkpoints, about: About, like: TrainState) -> tuple[
     start = checkpoints.latest_step()
     assert start is not None  # restore_model would have said so
     opt_state, params = checkpoints.restore_training(_training_part(like))
-    if params is None:
-        return start, TrainState(judging, stats, opt_state)
-    return start, TrainState(params, stats, opt_state, judging)
+    state = like._replace(params=judging, stats=stats, opt_state=opt_state)
+    return start, state if params is None else state._replace(params=params, average=judging)
 
 
 def _training_part(state: TrainState) -> tuple:

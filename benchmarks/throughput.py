@@ -7,7 +7,8 @@ loop. Tables: a step of each bucket (milliseconds, true megapixels a second, and
 is known); the share of an epoch that the loop waits for data; what the loop itself takes (Python, transfers,
 metrics, the journal), found by running it over steps that are done at once: a difference of two long times
 would be noise; the same epoch on several virtual devices, in processes of their own, which on a CPU shows
-overhead and no gain; and the same network in torch, one picture a step, as peers train on mixed shapes.
+overhead and no gain; and the same network in torch, one picture a step, as peers train on mixed shapes (where
+there is a GPU, both run there).
 """
 
 import dataclasses
@@ -229,8 +230,9 @@ def torch_epoch(records: Records, epochs: int) -> float:
             vector = torch.cat(pooled, 1) * (2 * 21 * 72) ** -0.5
             return self.logits(F.gelu(self.hidden(vector)))[:, 0]
 
+    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
     model: Any = Compact()
-    model.to(memory_format=torch.channels_last)
+    model.to(device=device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
     pictures = [
         torch.from_numpy(decode(records.photo(i)).copy())[None].permute(0, 3, 1, 2)
@@ -241,10 +243,12 @@ def torch_epoch(records: Records, epochs: int) -> float:
         start = time.perf_counter()
         for picture, score in zip(pictures, records.scores, strict=True):
             optimizer.zero_grad()
-            logit = model(picture.float() / 255 * 4 - 2)
-            F.binary_cross_entropy_with_logits(logit, torch.tensor([score])).backward()
+            logit = model(picture.to(device).float() / 255 * 4 - 2)
+            F.binary_cross_entropy_with_logits(logit, torch.tensor([score], device=device)).backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
     return float(np.median(times[1:]))
 

@@ -193,8 +193,7 @@ def run(name: str, data: Data, options: Options) -> int:
             arguments += ["--pixels-per-step", str(pixels)]
         if any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
             arguments = ["--resume", "--out", str(folder), "--data-dir", str(data.folder)]
-        cache = options.out / f"programs-{min(os.sched_getaffinity(0))}"  # two processes may not share it
-        status = train.main([*arguments, "--cache-dir", str(cache)])
+        status = train.main([*arguments, "--cache-dir", str(options.out / "programs")])
         if not (folder / "metrics.json").is_file():
             return status
     figures = json.loads((folder / "metrics.json").read_text())
@@ -298,9 +297,12 @@ def _each_on_a_core(runs: list[str], options: Options, bar: tqdm) -> int:
     cores: queue.Queue[int] = queue.Queue()
     for core in os.sched_getaffinity(0):
         cores.put(core)
-    # A run compiles for minutes: with these in half the time, for steps that take a tenth more.
-    quick = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
-    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {quick}"}
+    # With a bound to its size, processes may share the folder of compiled programs: JAX locks it then.
+    environment = os.environ | {"JAX_COMPILATION_CACHE_MAX_SIZE": str(10**10)}
+    if jax.default_backend() == "cpu":
+        # A run compiles for minutes: with these in half the time, for steps that take a tenth more.
+        quick = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
+        environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
     started: set[subprocess.Popen] = set()
     stops = threading.Event()
 

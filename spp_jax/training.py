@@ -21,6 +21,7 @@ from spp_jax.losses import Loss, create_loss
 from spp_jax.models import SPPNet, create_model
 
 __all__ = [
+    "Pace",
     "Recipe",
     "StepMetrics",
     "TrainState",
@@ -32,19 +33,33 @@ __all__ = [
 ]
 
 
+class Pace(NamedTuple):
+    """What a run's schedule says to every step. Data, so that one program serves each fold and length.
+
+    Attributes:
+        total_updates: of the parameters, after which the learning rate is 0. An int32 scalar.
+        mean_batch: pictures per step, averaged over the schedule. A float scalar.
+    """
+
+    total_updates: jax.Array
+    mean_batch: jax.Array
+
+
 class TrainState(NamedTuple):
-    """Everything that a step changes, as a pytree.
+    """All arrays that a step takes from the one before, as a pytree.
 
     Attributes:
         params: what is learnt.
         stats: the model's other variables, such as running statistics.
         opt_state: of the optimiser; it counts the updates.
+        pace: which no step changes.
         average: of the parameters over the steps, by which the model judges; None: it judges by them.
     """
 
     params: nnx.State
     stats: nnx.State
     opt_state: optax.OptState
+    pace: Pace
     average: nnx.State | None = None
 
     @property
@@ -78,15 +93,13 @@ class Recipe:
     Attributes:
         graph: the model's static part.
         loss: what it is trained for.
-        optimizer: of its parameters.
-        mean_batch: pictures per step, averaged over the schedule.
+        optimizer: of its parameters; :attr:`Pace.total_updates` is an argument of its update.
         ema: decay of the average of the parameters; None: there is none.
     """
 
     graph: nnx.GraphDef
     loss: Loss
-    optimizer: optax.GradientTransformation
-    mean_batch: float
+    optimizer: optax.GradientTransformationExtraArgs
     ema: float | None = None
 
 
@@ -121,7 +134,7 @@ def create_training(
     Args:
         config: of the run.
         total_steps: where the learning rate ends.
-        mean_batch: the schedule's constant.
+        mean_batch: pictures per step, averaged over the schedule.
         marks: of the records' votes.
 
     Raises:
@@ -131,36 +144,50 @@ def create_training(
     model = build_model(config, loss.outputs)
     model.train()
     graph, params, stats = nnx.split(model, nnx.Param, ...)
-    optimizer = _optimizer(config, -(-total_steps // config.accumulate), params)
+    optimizer = _optimizer(config, params)
+    pace = Pace(jnp.asarray(-(-total_steps // config.accumulate), jnp.int32), jnp.asarray(mean_batch, float))
     # Copied: a step is given the whole state for good, and two of its arrays must not be one.
     average = None if config.ema is None else jax.tree.map(jnp.copy, params)
-    recipe = Recipe(graph, loss, optimizer, mean_batch, config.ema)
-    return recipe, TrainState(params, stats, optimizer.init(params), average)
+    recipe = Recipe(graph, loss, optimizer, config.ema)
+    return recipe, TrainState(params, stats, optimizer.init(params), pace, average)
 
 
-def _optimizer(config: RunConfig, updates: int, params: nnx.State) -> optax.GradientTransformation:
-    rate = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=config.learning_rate,
-        warmup_steps=min(round(config.warmup * updates), updates - 1),
-        decay_steps=updates,
-    )
+def _optimizer(config: RunConfig, params: nnx.State) -> optax.GradientTransformationExtraArgs:
     if config.optimizer == "adamw":
-        update = optax.adamw(rate, config.beta1, config.beta2, weight_decay=config.weight_decay)
+        direction = optax.scale_by_adam(config.beta1, config.beta2)
     else:
-        update = optax.chain(
-            optax.trace(config.momentum),
-            optax.add_decayed_weights(config.weight_decay),
-            optax.scale_by_learning_rate(rate),
-        )
-    optimizer = optax.chain(optax.clip_by_global_norm(config.clip_norm), update)
+        direction = optax.trace(config.momentum)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        direction,
+        optax.add_decayed_weights(config.weight_decay),
+        _scale_by_warmup_cosine(config.learning_rate, config.warmup),
+    )
     if config.freeze:
         labels = _frozen(config.freeze, params)
         optimizer = optax.partition({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
     if config.accumulate > 1:
         multi = optax.MultiSteps(optimizer, config.accumulate)
-        optimizer = optax.GradientTransformation(multi.init, multi.update)  # pyright: ignore
-    return optimizer
+        optimizer = optax.GradientTransformationExtraArgs(multi.init, multi.update)  # pyright: ignore
+    return optax.with_extra_args_support(optimizer)
+
+
+def _scale_by_warmup_cosine(peak: float, warmup: float) -> optax.GradientTransformationExtraArgs:
+    """Descent at the rate of ``optax.warmup_cosine_decay_schedule``, whose lengths cannot be arrays."""
+
+    def update(updates, state, params=None, *, total_updates: jax.Array, **_):
+        warm = jnp.minimum(jnp.round(warmup * total_updates), total_updates - 1)
+        done = jnp.clip((state.count - warm) / (total_updates - warm), 0, 1)
+        rate = peak * jnp.where(
+            state.count < warm, state.count / jnp.maximum(warm, 1), (1 + jnp.cos(jnp.pi * done)) / 2
+        )
+        scaled = jax.tree.map(lambda leaf: -rate.astype(leaf.dtype) * leaf, updates)
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformationExtraArgs(
+        lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)),
+        update,  # pyright: ignore[reportArgumentType]  # which has no type for those that need more
+    )
 
 
 def _frozen(patterns: tuple[str, ...], params: nnx.State) -> nnx.State:
@@ -181,8 +208,8 @@ def _frozen(patterns: tuple[str, ...], params: nnx.State) -> nnx.State:
 def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
     """One step of gradient descent; pure. The recipe is static.
 
-    The batch's losses are summed and divided by ``mean_batch``, the schedule's constant, so that every
-    picture weighs the same in an epoch whether its bucket's batches are large or small.
+    The batch's losses are summed and divided by :attr:`Pace.mean_batch`, so that every picture weighs the
+    same in an epoch whether its bucket's batches are large or small.
     """
 
     def objective(params: nnx.State) -> tuple[jax.Array, tuple]:
@@ -192,17 +219,20 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         correct = (recipe.loss.score(logits) >= 0.5) == batch.good
         found = batch.weights @ losses
         metrics = found, batch.weights @ correct, batch.weights.sum()
-        return found / recipe.mean_batch, (nnx.state(model, nnx.Not(nnx.Param)), metrics)
+        mean = found / state.pace.mean_batch.astype(found.dtype)
+        return mean, (nnx.state(model, nnx.Not(nnx.Param)), metrics)
 
     grads, (stats, metrics) = jax.grad(objective, has_aux=True)(state.params)
-    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = recipe.optimizer.update(
+        grads, state.opt_state, state.params, total_updates=state.pace.total_updates
+    )
     params: Any = optax.apply_updates(state.params, updates)
     average: Any = state.average
     if recipe.ema is not None:
         average = optax.incremental_update(params, average, 1 - recipe.ema)
     loss, correct, pictures = metrics
     metrics = StepMetrics(loss, correct, pictures, optax.tree.norm(grads), batch.weights)
-    return TrainState(params, stats, opt_state, average), metrics
+    return TrainState(params, stats, opt_state, state.pace, average), metrics
 
 
 def step_executables(

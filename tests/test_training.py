@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import math
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from flax import nnx
 from spp_jax import Bucket, plan_buckets
 from spp_jax.compilation import data_mesh, use_compilation_cache
 from spp_jax.config import RunConfig, UsageError
-from spp_jax.data.loading import load_batches
+from spp_jax.data.loading import abstract_batch, load_batches
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import Schedule
 from spp_jax.losses import create_loss
@@ -231,7 +232,9 @@ class TestOptimization:
         grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), state.params)
         params, opt_state = state.params, state.opt_state
         for _ in range(steps):
-            updates, opt_state = recipe.optimizer.update(grads, opt_state, params)
+            updates, opt_state = recipe.optimizer.update(
+                grads, opt_state, params, total_updates=state.pace.total_updates
+            )
             params = optax.apply_updates(params, updates)
         return state.params, params, grads
 
@@ -250,6 +253,26 @@ class TestOptimization:
             before,
             grads,
         )
+
+    @pytest.mark.parametrize(("steps", "warmup"), [(1, 0.05), (7, 0.5), (60, 0.05), (30, 0), (30, 0.99)])
+    def test_the_rate_is_that_of_optax_for_a_warm_up_and_a_cosine(self, steps, warmup):
+        config = RunConfig(optimizer="sgd", warmup=warmup, weight_decay=0, momentum=0, learning_rate=2)
+        recipe, state = create_training(config, steps, 1.0)
+        grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), state.params)
+        expected = optax.warmup_cosine_decay_schedule(0, 2, min(round(warmup * steps), steps - 1), steps)
+        opt_state, update = state.opt_state, jax.jit(recipe.optimizer.update)
+        for count in range(steps + 2):
+            moves, opt_state = update(grads, opt_state, state.params, total_updates=state.pace.total_updates)
+            rate = -float(jax.tree.leaves(moves)[0].ravel()[0]) * 1e3
+            assert rate == pytest.approx(np.asarray(expected(count)), rel=1e-5, abs=1e-6)
+
+    def test_runs_of_other_lengths_on_other_parts_share_their_programs(self, schedule):
+        def program(total, mean_batch):
+            recipe, state = create_training(CONFIG, total, mean_batch)
+            step = jax.jit(functools.partial(train_step, recipe))
+            return step.lower(state, abstract_batch(schedule.buckets[0], MESH)).as_text()
+
+        assert program(10, 8.0) == program(5000, 2.5)
 
     def test_with_accumulation_parameters_wait_for_as_many_gradients(self):
         config = RunConfig(optimizer="sgd", warmup=0, weight_decay=0, momentum=0, accumulate=3)
