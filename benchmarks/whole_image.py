@@ -57,6 +57,7 @@ SYSTEMS = {  # what each changes; the first is what the others are compared with
     "pad": ["--input", "pad", "--background", "128", "128", "128"],
     "no masks": ["--model", "unmasked"],
 }
+RECIPE = ["--weight-decay", "0.5"]  # of all of them: found on folds 3 and 4, which no seed below 3 tests
 SQUARES = ("warp", "crop", "pad")
 FIGURES = ("accuracy", "auc", "srcc", "plcc", "krcc")
 SCALES = (0.5, 0.71, 1.41)
@@ -186,7 +187,17 @@ def run(name: str, data: Data, options: Options) -> int:
     """Train, or go on, and judge, leaving figures.json and, for distorted_photos, robustness.json."""
     folder, (_, system, seed) = _folder(options, name), name.split("/")
     if not (folder / "metrics.json").is_file():
-        arguments = [*data.flags, *SYSTEMS[system], "--seed", seed, "--fold", seed, "--out", str(folder)]
+        arguments = [
+            *data.flags,
+            *RECIPE,
+            *SYSTEMS[system],
+            "--seed",
+            seed,
+            "--fold",
+            seed,
+            "--out",
+            str(folder),
+        ]
         if system in SQUARES:  # as many pictures in a step as whole ones have, and so at least as many steps
             whole = _folder(options, name.replace(system, "whole")) / "run.json"
             pixels = max(1, int(json.loads(whole.read_text())["mean_batch"])) * 224**2
