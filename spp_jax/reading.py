@@ -70,9 +70,8 @@ class Winner(Monoid):
 
 def _is(value: jax.Array, best: jax.Array) -> jax.Array:
     """Whether a value is the best one of those it was compared with: equal, or NaN."""
-    if jnp.issubdtype(value.dtype, jnp.floating):
-        return (value == best) | (value != value)
-    return value == best
+    same = lax.eq(value, best)
+    return same | lax.ne(value, value) if jnp.issubdtype(value.dtype, jnp.floating) else same
 
 
 def read_pyramid(
@@ -99,15 +98,9 @@ def read_pyramid(
 
         def pool(
             state: PyTree[Shaped[Array, "batch *spatial channels"]],
-            starts: Int32[Array, "batch rank"],
-            lengths: Int32[Array, "batch rank"],
+            edges: Sequence[tuple[Int32[Array, "batch _"], Int32[Array, "batch _"]]],
         ) -> PyTree[Shaped[Array, "batch bins channels"]]:
-            edges = {plan: plan.edges(lengths) for plan in axes}
-            segments = [
-                _Segments(plan, *(starts[:, axis, None] + edge[:, axis] for edge in edges[plan]))
-                for axis, plan in enumerate(axes)
-            ]
-            state = read(state, segments)
+            state = read(state, [_Segments(plan, *edge) for plan, edge in zip(axes, edges, strict=True)])
             pooled = []
             for level in levels:
                 part = state
@@ -123,9 +116,18 @@ def read_pyramid(
     cpu, default = map(in_form, forms)
 
     @jax.named_scope("spatial_pyramid_pool")
-    def pool(*args):
+    def pool(
+        state: PyTree[Shaped[Array, "batch *spatial channels"]],
+        starts: Int32[Array, "batch rank"],
+        lengths: Int32[Array, "batch rank"],
+    ) -> PyTree[Shaped[Array, "batch bins channels"]]:
+        of_plan = {plan: plan.edges(lengths) for plan in axes}
+        edges = [
+            tuple(starts[:, axis, None] + edge[:, axis] for edge in of_plan[plan])
+            for axis, plan in enumerate(axes)
+        ]
         # The one place where the form is chosen; an exported program carries all that it may need.
-        return lax.platform_dependent(*args, cpu=cpu, default=default)
+        return lax.platform_dependent(state, edges, cpu=cpu, default=default)
 
     return pool
 
@@ -281,23 +283,27 @@ def _gathered(monoid: Monoid, *, outside: int) -> Callable:
         rows_a_step = _evenly(plan, shape[axis])
         steps = _steps(segments, rows_a_step)
 
-        def gather(rows: _Rows, offset) -> PyTree:
-            cells = jax.tree.map(lambda leaf: rows.gather(leaf, offset), flat)
+        def gather(rows: _Rows, offset, count: int = 1) -> list[PyTree]:
+            """Rows ``offset`` to ``offset + count - 1`` of each segment."""
+            offsets = offset + np.arange(count, dtype=np.int32)[:, None]
+            cells = [jax.tree.map(lambda leaf, at=at: _rows_at(leaf, at), flat) for at in rows.at(offsets)]
             if monoid.idempotent and not plan.empties:
                 return cells
-            inside = rows.inside(offset)
-            return jax.tree.map(lambda x, none: jnp.where(inside, x, none), cells, identity)
+            return [
+                jax.tree.map(lambda x, none, real=real: jnp.where(real, x, none), each, identity)
+                for each, real in zip(cells, rows.inside(offsets), strict=True)
+            ]
 
         def step(number, best):
-            cells = [gather(rows, number * rows_a_step + row) for row in range(rows_a_step)]
+            cells = gather(rows, number * rows_a_step, rows_a_step)
             return functools.reduce(monoid.merge, cells if best is None else [best, *cells])
 
         # Made from the state, lest under shard_map it varies over fewer devices.
-        first = step(0, None) if outside else _filled_like(gather(rows, 0), identity)
+        first = step(0, None) if outside else _filled_like(gather(rows, 0)[0], identity)
         best = lax.fori_loop(outside, steps, step, first)
         best = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), best)
         if plan.seams:
-            seams = gather(_Rows.of(shape, axis, *segments.seams()), 0)
+            (seams,) = gather(_Rows.of(shape, axis, *segments.seams()), 0)
             seams = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), seams)
             best = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis), best, seams)
         return best
@@ -337,12 +343,13 @@ def gathered_winners(winner: Winner) -> Callable:
             for count, cells in zip(reversed(steps), reversed(cells_a_step), strict=True):
                 offsets.insert(0, left % count * cells)
                 left = left // count
+            offsets[-1] = offsets[-1] + np.arange(cells_a_step[-1], dtype=np.int32)[:, None]
+            *before, last = (
+                jnp.maximum(jnp.minimum(start + offset, stop - 1), 0)
+                for start, stop, offset in zip(starts, stops, offsets, strict=True)
+            )
             for place in reversed(range(cells_a_step[-1])):
-                *before, last = offsets
-                at = [
-                    jnp.maximum(jnp.minimum(start + offset, stop - 1), 0)
-                    for start, stop, offset in zip(starts, stops, [*before, last + place], strict=True)
-                ]
+                at = [*before, last[place]]
                 # In the flat array, a row per cell of the first axis: in it, and before it.
                 row, beside = image * spatial[0] + at[0], jnp.zeros_like(image)
                 for axis in range(1, len(grid)):
@@ -360,6 +367,13 @@ def gathered_winners(winner: Winner) -> Callable:
         return values, index.reshape(values.shape)
 
     return read
+
+
+def _rows_at(flat: jax.Array, row: jax.Array) -> jax.Array:
+    """``flat[row]`` for each of many."""
+    numbers = lax.GatherDimensionNumbers((1,), (0,), (0,))
+    mode = lax.GatherScatterMode.PROMISE_IN_BOUNDS
+    return lax.gather(flat, row[:, None], numbers, (1, flat.shape[1]), mode=mode)
 
 
 def _cells_at(flat: jax.Array, row: jax.Array, column: jax.Array, channels: int) -> jax.Array:
@@ -385,15 +399,14 @@ class _Rows(NamedTuple):
         edges = (edge.reshape(per_image) + base for edge in (jnp.zeros_like(starts), starts, stops))
         return cls(*(edge.reshape(-1) for edge in edges))
 
-    def gather(self, flat: jax.Array, offset) -> jax.Array:
-        """Row ``offset`` of each segment, or its last."""
+    def at(self, offsets) -> jax.Array:
+        """Where each segment has its rows ``offsets``, ``[n, 1]``, or its last one: ``[n, rows]``."""
         # A segment without cells, at the very start of an axis, would ask for the row before it.
-        row = jnp.maximum(jnp.minimum(self.start + offset, self.stop - 1), self.base)
-        return flat.at[row].get(mode="promise_in_bounds")
+        return jnp.maximum(jnp.minimum(self.start + offsets, self.stop - 1), self.base)
 
-    def inside(self, offset) -> jax.Array:
-        """Whether each segment has a row ``offset``: ``[rows, 1]``."""
-        return (self.start + offset < self.stop)[:, None]
+    def inside(self, offsets) -> jax.Array:
+        """Whether each segment has rows ``offsets``, ``[n, 1]``: ``[n, rows, 1]``."""
+        return (self.start + offsets < self.stop)[..., None]
 
 
 def _evenly(plan: AxisPlan, extent: int) -> int:
