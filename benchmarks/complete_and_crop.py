@@ -4,11 +4,13 @@
 
 For every photograph that the checkpoint's fold held out, writes ``NAME-complete.png`` and
 ``NAME-blurred_crop.png`` (its middle half, Gaussian blur of 3 pixels), scores both, prints a table, and
-draws the pairs with their scores. Needs spp_jax[demo].
+draws the pairs with their scores; then the same for every clean window of the fold, as a rate. Needs
+spp_jax[demo].
 """
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,9 @@ import tyro
 from PIL import Image
 
 from spp_jax import Scorer
+from spp_jax.config import UsageError
 from spp_jax.data import load_dataset
+from spp_jax.data.decoding import decode
 from spp_jax.data.distorted_photos.damage import damaged
 from spp_jax.data.distorted_photos.sources import find_sources
 from spp_jax.data.records import split_records
@@ -40,17 +44,22 @@ def blurred_crop(picture: np.ndarray) -> np.ndarray:
     return damaged(crop, "blur", 3, np.random.default_rng(0))
 
 
-def main() -> None:
+def main() -> int:
     options = tyro.cli(Options)
-    scorer = Scorer.from_checkpoint(options.checkpoint)
+    try:
+        scorer = Scorer.from_checkpoint(options.checkpoint)
+    except UsageError as error:
+        print(f"complete_and_crop.py: {error}", file=sys.stderr)
+        return 2
     config = scorer.config
     data_dir = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     records, _ = load_dataset("distorted_photos", data_dir, config.decoding)
-    held_out = sorted(set(split_records(records, "test", config.protocol, config.fold).groups))
+    test = split_records(records, "test", config.protocol, config.fold)
+    held_out = sorted(set(test.groups))
     options.out.mkdir(parents=True, exist_ok=True)
-    files = []
+    files, sources = [], find_sources()
     for name in held_out:
-        complete = find_sources()[name][0]
+        complete = sources[name][0]
         files += [options.out / f"{name}-complete.png", options.out / f"{name}-blurred_crop.png"]
         complete.save(files[-2])
         Image.fromarray(blurred_crop(np.asarray(complete))).save(files[-1])
@@ -58,10 +67,14 @@ def main() -> None:
     print(f"{'held out':24s}{'complete':>10s}{'blurred crop':>14s}")
     for name, complete, crop in zip(held_out, scores[::2], scores[1::2], strict=True):
         print(f"{name:24s}{complete:10.3f}{crop:14.3f}")
+    windows = [decode(test.photo(i), config.decoding) for i in np.flatnonzero(test.scores == 1).tolist()]
+    above = scorer.score(windows) > scorer.score([blurred_crop(window) for window in windows])
+    print(f"clean windows above their blurred crops: {above.sum()} of {len(above)}")
     table = {file.name: float(score) for file, score in zip(files, scores, strict=True)}
-    described = {"version": 1, "fold": scorer.config.fold, "scores": table}
+    described = {"version": 2, "fold": config.fold, "scores": table, "windows above": above.tolist()}
     (options.out / "complete_and_crop.json").write_text(json.dumps(described, indent=2) + "\n")
     _draw(files, scores, options.out / "complete_and_crop.png")
+    return 0
 
 
 def _draw(files: list[Path], scores: np.ndarray, path: Path) -> None:
@@ -80,4 +93,4 @@ def _draw(files: list[Path], scores: np.ndarray, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

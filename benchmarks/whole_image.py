@@ -17,6 +17,8 @@ over what each category gives by itself; and biq2021/, with --full.
 import concurrent.futures
 import csv
 import dataclasses
+import importlib.util
+import io
 import json
 import os
 import queue
@@ -44,6 +46,7 @@ from hand_features import judge
 import spp_jax.models
 import train
 from spp_jax import Padded, Scorer
+from spp_jax.config import UsageError
 from spp_jax.data import load_dataset
 from spp_jax.data.decoding import Decoding, decode
 from spp_jax.data.records import SPLITS, Records, split_records
@@ -60,6 +63,7 @@ SYSTEMS = {  # what each changes; the first is what the others are compared with
 RECIPE = ["--weight-decay", "0.5"]  # of all of them: found on folds 3 and 4, which no seed below 3 tests
 SQUARES = ("warp", "crop", "pad")
 FIGURES = ("accuracy", "auc", "srcc", "plcc", "krcc")
+HEADS = ("accuracy", "AUC", "SRCC", "PLCC", "KRCC")
 SCALES = (0.5, 0.71, 1.41)
 ASPECTS = (0.67, 1.5)
 
@@ -135,11 +139,18 @@ class Data(NamedTuple):
         records, _ = load_dataset(self.name, self.folder, decoding or whole)
         return {split: split_records(records, split, "folds", fold) for split in SPLITS}
 
-    def figures(self, scores: np.ndarray, records: Records) -> dict[str, float]:
-        """Means over the categories."""
+    def figures(self, scores: np.ndarray, records: Records) -> dict:
+        """Means over the categories, and the SRCC of each."""
         of = np.array([self.categories.get(name, "") for name in records.ids])
-        found = [agreement(scores[of == c], records.scores[of == c], records.good[of == c]) for c in set(of)]
-        return {name: float(np.mean([getattr(each, name) for each in found])) for name in FIGURES}
+        found = {
+            category: agreement(scores[mine], records.scores[mine], records.good[mine])
+            for category in sorted(set(of))
+            if (mine := of == category).any()
+        }
+        figures: dict = {
+            name: float(np.mean([getattr(each, name) for each in found.values()])) for name in FIGURES
+        }
+        return figures | {"srcc by category": {category: each.srcc for category, each in found.items()}}
 
 
 def data_sets(options: Options) -> dict[str, Data]:
@@ -164,22 +175,27 @@ def data_sets(options: Options) -> dict[str, Data]:
 
 def _standardised(source: Path, rows: list[dict[str, str]], folder: Path) -> Path:
     """Links to the pictures, with scores about .5, a standard deviation of their category being a quarter."""
-    if (folder / "scores.csv").is_file():  # which the runs beside this one are reading
-        return folder
-    folder.mkdir(parents=True, exist_ok=True)
     scores = np.array([float(row["score"]) for row in rows])
     of = np.array([row.get("category", "") for row in rows])
     for category in np.unique(of):
         mine = scores[of == category]
         scores[of == category] = np.clip(0.5 + (mine - mine.mean()) / mine.std() / 4, 0, 1)
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(("file", "score"))
+    writer.writerows((row["file"], f"{score:.4f}") for row, score in zip(rows, scores, strict=True))
+    text, path = table.getvalue(), folder / "scores.csv"
+    if path.is_file():  # which the runs beside this one are reading
+        if path.read_bytes() != text.encode():
+            raise UsageError(f"{source} has changed since {path} was made of it: name another --out")
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
     for row in rows:
         link = folder / row["file"]
         if not link.exists():
             link.symlink_to(source / row["file"])
-    with (folder / "scores.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("file", "score"))
-        writer.writerows((row["file"], f"{score:.4f}") for row, score in zip(rows, scores, strict=True))
+    (folder / "scores.part").write_bytes(text.encode())
+    os.replace(folder / "scores.part", path)
     return folder
 
 
@@ -198,9 +214,9 @@ def run(name: str, data: Data, options: Options) -> int:
             "--out",
             str(folder),
         ]
-        if system in SQUARES:  # as many pictures in a step as whole ones have, and so at least as many steps
+        if system in SQUARES:  # as many pictures in a step as whole ones have, and so as many steps
             whole = _folder(options, name.replace(system, "whole")) / "run.json"
-            pixels = max(1, int(json.loads(whole.read_text())["mean_batch"])) * 224**2
+            pixels = round(json.loads(whole.read_text())["mean_batch"]) * 224**2
             arguments += ["--pixels-per-step", str(pixels)]
         if any(path.name.isdigit() for path in (folder / "checkpoints").glob("*")):
             arguments = ["--resume", "--out", str(folder), "--data-dir", str(data.folder)]
@@ -215,7 +231,7 @@ def run(name: str, data: Data, options: Options) -> int:
     else:
         moved = robustness(scorer, data.parts(int(seed))["test"])
         (folder / "robustness.json").write_text(json.dumps(moved, indent=2) + "\n")
-    figures = {name: figures[name] for name in FIGURES}
+    figures = {name: figures.get(name) for name in (*FIGURES, "srcc by category")}
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
     return train.DONE
 
@@ -264,7 +280,13 @@ def main() -> int:
     options = tyro.cli(Options)
     if options.full:
         options = dataclasses.replace(options, seeds=5, max_pixels=150_000)
-    found = data_sets(options)
+    try:
+        found = data_sets(options)
+        if not options.alone:
+            _check(options, found)
+    except UsageError as error:
+        print(f"whole_image.py: {error}", file=sys.stderr)
+        return train.WRONG_USE
     if options.alone:
         if options.core is not None:
             os.sched_setaffinity(0, {options.core})
@@ -292,6 +314,29 @@ def main() -> int:
     return 0
 
 
+def _check(options: Options, found: dict[str, Data]) -> None:
+    """Refuse what is unknown, and a folder whose runs were made with other constants."""
+    unknown = [system for system in options.systems if system not in SYSTEMS]
+    if unknown:
+        raise UsageError(f"--systems {' '.join(unknown)}: unknown; known are {', '.join(SYSTEMS)}")
+    if not 1 <= options.seeds <= 5:
+        raise UsageError(f"--seeds {options.seeds}: seed s holds out fold s, of which there are five")
+    constants: dict = {"recipe": RECIPE, "systems": SYSTEMS}
+    constants |= {
+        name: [flag for flag in data.flags if flag != str(data.folder)] for name, data in found.items()
+    }
+    path = options.out / "constants.json"
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    differing = [name for name, value in constants.items() if before.get(name, value) != value]
+    if differing:
+        raise UsageError(
+            f"{options.out} holds runs with another {', '.join(differing)} (constants.json there): name "
+            "another folder with --out"
+        )
+    options.out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(before | constants, indent=2) + "\n")
+
+
 def _read(folders: list[Path], name: str) -> list[dict]:
     return [json.loads((f / name).read_text()) for f in folders if (f / name).is_file()]
 
@@ -310,7 +355,8 @@ def _each_on_a_core(runs: list[str], options: Options, bar: tqdm) -> int:
         cores.put(core)
     # With a bound to its size, processes may share the folder of compiled programs: JAX locks it then.
     environment = os.environ | {"JAX_COMPILATION_CACHE_MAX_SIZE": str(10**10)}
-    if jax.default_backend() == "cpu":
+    environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # of a GPU that they share
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or not importlib.util.find_spec("jax_plugins"):
         # A run compiles for minutes: with these in half the time, for steps that take a tenth more.
         quick = "--xla_backend_optimization_level=1 --xla_cpu_use_fusion_emitters=false"
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
@@ -329,8 +375,13 @@ def _each_on_a_core(runs: list[str], options: Options, bar: tqdm) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             command = [sys.executable, __file__, *sys.argv[1:], "--alone", name, "--core", str(core)]
             with (folder / "log.txt").open("a") as log:
-                process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+                # In a session of its own: Ctrl-C is for this process, which passes it on once.
+                process = subprocess.Popen(
+                    command, stdout=log, stderr=log, env=environment, start_new_session=True
+                )
                 started.add(process)
+                if stops.is_set():
+                    process.terminate()
                 status = process.wait()
                 started.discard(process)
         finally:
@@ -362,7 +413,7 @@ def report(results: dict, moved: dict, options: Options) -> None:
         compared = _compared(name)
         lines += ["", f"**{name}**, test part, mean ± standard deviation over seeds", ""]
         lines += [
-            "| system | runs | " + " | ".join(FIGURES) + f" | {compared} less whole's |",
+            "| system | runs | " + " | ".join(HEADS) + f" | {compared}, difference to whole |",
             "|---" * (len(FIGURES) + 3) + "|",
         ]
         whole = np.array([run[compared] for run in systems["whole"]])
@@ -371,6 +422,14 @@ def report(results: dict, moved: dict, options: Options) -> None:
             less = np.array([run[compared] for run in runs]) - whole[: len(runs)]
             paired = "" if system == "whole" else _spread(less.tolist(), compared == "accuracy")
             lines.append(f"| {system} | {len(runs)} | " + " | ".join(cells) + f" | {paired} |")
+    for name, systems in results.items():
+        categories = list(systems["whole"][0].get("srcc by category") or {})
+        if len(categories) > 1:
+            lines += ["", f"**{name}**, SRCC by category", "", "| system | " + " | ".join(categories) + " |"]
+            lines += ["|---" * (len(categories) + 1) + "|"]
+        for system, runs in systems.items() if len(categories) > 1 else ():
+            cells = [_spread([run["srcc by category"][c] for run in runs], False) for c in categories]
+            lines.append(f"| {system} | " + " | ".join(cells) + " |")
     if moved:
         names = [name for name in next(iter(moved.values()))[0] if name != "pairs"]
         lines += ["", "**Held-out pictures scored otherwise**: mean change of the score; rate of pairs", ""]
@@ -381,7 +440,9 @@ def report(results: dict, moved: dict, options: Options) -> None:
             )
     text = "\n".join(lines).strip() + "\n"
     print(text)
-    described = {"version": 1, "epochs": options.epochs, "results": results, "moved": moved}
+    run = json.loads((_folder(options, f"{next(iter(results))}/whole/0") / "run.json").read_text())
+    where = {name: run[name] for name in ("revision", "python", "jax", "flax", "optax", "devices")}
+    described = {"version": 2, "epochs": options.epochs, **where, "results": results, "moved": moved}
     (options.out / "results.json").write_text(json.dumps(described, indent=2) + "\n")
     (options.out / "results.md").write_text(text)
     draw(results, options.out / "results.png")

@@ -8,7 +8,7 @@ struck out. The task: from which of the four is it? Test paragraphs are of files
 
 The same network is trained three times: in six buckets by length; padded to the longest, with masks; and
 padded to the longest, the padding taken for text. The first two are the same function of a sentence; what
-differs is the time. Needs spp_jax[demo].
+differs is the time, and that batches of short sentences are larger: fewer steps. Needs spp_jax[demo].
 """
 
 import ast
@@ -16,6 +16,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import re
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ LIBRARIES = ("scipy", "skimage", "sklearn", "matplotlib")
 NAMES = re.compile(
     r"scipy|skimage|scikit|sklearn|matplotlib|pyplot|numpy|\bplt\b|\bnp\b|\bsp\b", re.IGNORECASE
 )
-CHARACTERS = 96  # printable ASCII, and one for all others
+CHARACTERS = 96  # printable ASCII, with "?" for all others, and padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +52,12 @@ class Options:
 
 
 def paragraphs(library: str) -> Iterator[tuple[str, str]]:
-    """(file, paragraph) of every docstring's prose."""
+    """(file below the library's folder, paragraph) of every docstring's prose."""
     spec = importlib.util.find_spec(library)
-    assert spec is not None, f"{library} is not installed: pip install 'spp_jax[demo]'"
-    assert spec.origin is not None
-    for file in sorted(Path(spec.origin).parent.rglob("*.py")):
+    if spec is None or spec.origin is None:
+        sys.exit(f"text.py: {library} is not installed: pip install 'spp_jax[demo]'")
+    folder = Path(spec.origin).parent
+    for file in sorted(folder.rglob("*.py")):
         if "tests" in file.parts:
             continue
         with warnings.catch_warnings():
@@ -66,7 +68,7 @@ def paragraphs(library: str) -> Iterator[tuple[str, str]]:
                 for text in (ast.get_docstring(node) or "").split("\n\n"):
                     text = NAMES.sub("", " ".join(text.split()))
                     if 40 <= len(text) <= 600 and ">>>" not in text and "---" not in text:
-                        yield str(file), text
+                        yield file.relative_to(folder.parent).as_posix(), text
 
 
 def corpus(options: Options) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
@@ -118,11 +120,16 @@ def batches(part: tuple, plan: BucketPlan, rng: np.random.Generator) -> Iterator
         yield padded, np.pad(labels[rows], (0, fill)), np.pad(np.ones(len(rows), np.float32), (0, fill))
 
 
-def train(options: Options, parts: dict, plan: BucketPlan, *, masked: bool) -> tuple[float, float, float]:
-    """Test accuracy, seconds of an epoch without compilations, and the share of padding."""
+def train(
+    options: Options, parts: dict, plan: BucketPlan, *, masked: bool
+) -> tuple[float, float, int, float]:
+    """Test accuracy, seconds of an epoch without compilations, its steps, and the share of padding."""
     graph, params = nnx.split(Reader(masked=masked, rngs=nnx.Rngs(options.seed)))
     optimizer = optax.adam(1e-3)
     state = optimizer.init(params)
+
+    steps = sum(1 for _ in batches(parts["train"], plan, np.random.default_rng(0)))
+    mean_batch = len(parts["train"][1]) / steps  # every sentence weighs the same, whatever its batch
 
     @jax.jit
     def step(params, state, batch):
@@ -130,7 +137,7 @@ def train(options: Options, parts: dict, plan: BucketPlan, *, masked: bool) -> t
 
         def loss(params):
             logits = nnx.merge(graph, params)(characters)
-            return weights @ optax.softmax_cross_entropy_with_integer_labels(logits, labels) / 32
+            return weights @ optax.softmax_cross_entropy_with_integer_labels(logits, labels) / mean_batch
 
         updates, state = optimizer.update(jax.grad(loss)(params), state, params)
         return optax.apply_updates(params, updates), state
@@ -149,7 +156,7 @@ def train(options: Options, parts: dict, plan: BucketPlan, *, masked: bool) -> t
         seconds.append(time.perf_counter() - start)
     hits = sum(float(right(params, jax.tree.map(jnp.asarray, b))) for b in batches(parts["test"], plan, rng))
     waste = plan.waste(np.array([text.shape[:1] for text in parts["train"][0]]))
-    return hits / len(parts["test"][1]), float(np.median(seconds[1:] or seconds)), waste
+    return hits / len(parts["test"][1]), float(np.median(seconds[1:] or seconds)), steps, waste
 
 
 def main() -> None:
@@ -160,14 +167,14 @@ def main() -> None:
     many = plan_buckets(lengths, 6, pixels_per_step=32 * 300)
     longest = plan_buckets(lengths, 1, pixels_per_step=32 * int(lengths.max() + 8))
     print(f"{len(parts['train'][1])} paragraphs to train on, {len(parts['test'][1])} to test on")
-    print(f"{'':34s}{'accuracy':>10s}{'s an epoch':>12s}{'padding':>9s}")
+    print(f"{'':34s}{'accuracy':>10s}{'s an epoch':>12s}{'steps':>7s}{'padding':>9s}")
     for name, plan, masked in (
         ("six buckets by length", many, True),
         ("padded to the longest", longest, True),
         ("padded to the longest, no masks", longest, False),
     ):
-        accuracy, seconds, waste = train(options, parts, plan, masked=masked)
-        print(f"{name:34s}{accuracy:10.1%}{seconds:12.2f}{waste:9.1%}", flush=True)
+        accuracy, seconds, steps, waste = train(options, parts, plan, masked=masked)
+        print(f"{name:34s}{accuracy:10.1%}{seconds:12.2f}{steps:7d}{waste:9.1%}", flush=True)
 
 
 if __name__ == "__main__":

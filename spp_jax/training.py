@@ -21,8 +21,8 @@ from spp_jax.losses import Loss, create_loss
 from spp_jax.models import SPPNet, create_model
 
 __all__ = [
-    "Pace",
     "Recipe",
+    "ScheduleConstants",
     "StepMetrics",
     "TrainState",
     "build_model",
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 
-class Pace(NamedTuple):
+class ScheduleConstants(NamedTuple):
     """What a run's schedule says to every step. Data, so that one program serves each fold and length.
 
     Attributes:
@@ -52,14 +52,14 @@ class TrainState(NamedTuple):
         params: what is learnt.
         stats: the model's other variables, such as running statistics.
         opt_state: of the optimiser; it counts the updates.
-        pace: which no step changes.
+        constants: which no step changes.
         average: of the parameters over the steps, by which the model judges; None: it judges by them.
     """
 
     params: nnx.State
     stats: nnx.State
     opt_state: optax.OptState
-    pace: Pace
+    constants: ScheduleConstants
     average: nnx.State | None = None
 
     @property
@@ -93,7 +93,7 @@ class Recipe:
     Attributes:
         graph: the model's static part.
         loss: what it is trained for.
-        optimizer: of its parameters; :attr:`Pace.total_updates` is an argument of its update.
+        optimizer: of its parameters; :attr:`ScheduleConstants.total_updates` is an argument of its update.
         ema: decay of the average of the parameters; None: there is none.
     """
 
@@ -145,11 +145,13 @@ def create_training(
     model.train()
     graph, params, stats = nnx.split(model, nnx.Param, ...)
     optimizer = _optimizer(config, params)
-    pace = Pace(jnp.asarray(-(-total_steps // config.accumulate), jnp.int32), jnp.asarray(mean_batch, float))
+    constants = ScheduleConstants(
+        jnp.asarray(-(-total_steps // config.accumulate), jnp.int32), jnp.asarray(mean_batch, float)
+    )
     # Copied: a step is given the whole state for good, and two of its arrays must not be one.
     average = None if config.ema is None else jax.tree.map(jnp.copy, params)
     recipe = Recipe(graph, loss, optimizer, config.ema)
-    return recipe, TrainState(params, stats, optimizer.init(params), pace, average)
+    return recipe, TrainState(params, stats, optimizer.init(params), constants, average)
 
 
 def _optimizer(config: RunConfig, params: nnx.State) -> optax.GradientTransformationExtraArgs:
@@ -208,7 +210,7 @@ def _frozen(patterns: tuple[str, ...], params: nnx.State) -> nnx.State:
 def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
     """One step of gradient descent; pure. The recipe is static.
 
-    The batch's losses are summed and divided by :attr:`Pace.mean_batch`, so that every picture weighs the
+    The batch's losses are summed and divided by the schedule's mean batch, so that every picture weighs the
     same in an epoch whether its bucket's batches are large or small.
     """
 
@@ -219,12 +221,12 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         correct = (recipe.loss.score(logits) >= 0.5) == batch.good
         found = batch.weights @ losses
         metrics = found, batch.weights @ correct, batch.weights.sum()
-        mean = found / state.pace.mean_batch.astype(found.dtype)
+        mean = found / state.constants.mean_batch.astype(found.dtype)
         return mean, (nnx.state(model, nnx.Not(nnx.Param)), metrics)
 
     grads, (stats, metrics) = jax.grad(objective, has_aux=True)(state.params)
     updates, opt_state = recipe.optimizer.update(
-        grads, state.opt_state, state.params, total_updates=state.pace.total_updates
+        grads, state.opt_state, state.params, total_updates=state.constants.total_updates
     )
     params: Any = optax.apply_updates(state.params, updates)
     average: Any = state.average
@@ -232,7 +234,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         average = optax.incremental_update(params, average, 1 - recipe.ema)
     loss, correct, pictures = metrics
     metrics = StepMetrics(loss, correct, pictures, optax.tree.norm(grads), batch.weights)
-    return TrainState(params, stats, opt_state, state.pace, average), metrics
+    return TrainState(params, stats, opt_state, state.constants, average), metrics
 
 
 def step_executables(

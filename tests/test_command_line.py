@@ -316,13 +316,20 @@ class TestTrain:
         arguments += ["--freeze", "body/*", "--init-from", weights, "--out", tmp_path / "run"]
         status, _, said = call(train, *arguments)
         assert status == 3
-        assert f"{weights}: classifier.1.weight has no place here" in said
+        assert f"{weights}: classifier.1.bias, classifier.1.weight has no place here" in said
         assert f"taken from {weights}: body/stages/0/convs/0/bias, " in said
         assert "left as they begin, as they are not there in this shape: head/" in said
         with Checkpoints(tmp_path / "run") as checkpoints:
             found = checkpoints.model_variables()
         kernel = alexnet_tensors()["features.0.weight"].transpose(2, 3, 1, 0)
         np.testing.assert_array_equal(found["body/stages/0/convs/0/kernel"], kernel)
+        narrow = alexnet_tensors() | {"features.0.weight": np.zeros((32, 3, 11, 11), np.float32)}
+        numpy.save_file(narrow, weights)
+        status, _, said = call(train, *arguments[:-1], tmp_path / "narrow")
+        assert status == 2
+        assert (
+            "body/stages/0/convs/0/kernel has shape (11, 11, 3, 32) there, and (11, 11, 3, 64) here" in said
+        )
         status, _, said = call(train, *QUICK, "--init-from", weights, "--out", tmp_path / "other")
         assert status == 2
         assert "taken by alexnet, vgg16, mna, resnet18, resnet50, not by compact" in said

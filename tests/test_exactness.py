@@ -38,7 +38,7 @@ def compact():
 
 
 @pytest.mark.parametrize(  # benchmarks/exactness.py takes more
-    "first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(2, 18, 4))]
+    "first", [0, *(pytest.param(first, marks=pytest.mark.slow) for first in range(2, 20, 4))]
 )
 def test_logits_and_gradients_of_compact_for_random_sizes(compact, first):
     rng = np.random.default_rng(first)

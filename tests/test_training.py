@@ -233,7 +233,7 @@ class TestOptimization:
         params, opt_state = state.params, state.opt_state
         for _ in range(steps):
             updates, opt_state = recipe.optimizer.update(
-                grads, opt_state, params, total_updates=state.pace.total_updates
+                grads, opt_state, params, total_updates=state.constants.total_updates
             )
             params = optax.apply_updates(params, updates)
         return state.params, params, grads
@@ -262,7 +262,9 @@ class TestOptimization:
         expected = optax.warmup_cosine_decay_schedule(0, 2, min(round(warmup * steps), steps - 1), steps)
         opt_state, update = state.opt_state, jax.jit(recipe.optimizer.update)
         for count in range(steps + 2):
-            moves, opt_state = update(grads, opt_state, state.params, total_updates=state.pace.total_updates)
+            moves, opt_state = update(
+                grads, opt_state, state.params, total_updates=state.constants.total_updates
+            )
             rate = -float(jax.tree.leaves(moves)[0].ravel()[0]) * 1e3
             assert rate == pytest.approx(np.asarray(expected(count)), rel=1e-5, abs=1e-6)
 

@@ -75,12 +75,13 @@ def small():
 
 def test_with_another_pyramid_the_first_layer_of_the_head_is_left_fresh_and_named(small):
     imported = from_torchvision("alexnet", alexnet_tensors(), (1, 2, 4))
-    assert imported.unused == ("classifier.1.weight",)
+    assert imported.unused == ("classifier.1.weight", "classifier.1.bias")
     _, taken, left = take_variables(small, imported.variables)
     assert "body/stages/2/convs/2/kernel" in taken
     # The last layer has other outputs.
     assert {path for path in left if "dropout" not in path} == {
         "head/hidden/0/kernel",
+        "head/hidden/0/bias",
         "head/logits/kernel",
         "head/logits/bias",
     }

@@ -73,7 +73,8 @@ def from_torchvision(name: str, tensors: Mapping[str, np.ndarray], levels: Seque
     """A state dict of torchvision's network, as variables of the network of that name here.
 
     The first fully connected layer reads the last map's cells: it is taken where the pyramid is the one level
-    whose bins are those cells (6 for AlexNet, 7 for VGG-16, 1 for the ResNets), and left out otherwise.
+    whose bins are those cells (6 for AlexNet, 7 for VGG-16, 1 for the ResNets), and left out otherwise, its
+    bias too.
 
     Args:
         name: alexnet, vgg16, mna (the body, of VGG-16's file), resnet18 or resnet50.
@@ -89,6 +90,12 @@ def from_torchvision(name: str, tensors: Mapping[str, np.ndarray], levels: Seque
     channels, first, layers = _TABLES[name]
     variables, used, missing = {}, set(), []
     for (ours, theirs), parts in layers:
+        if ours == first and f"{theirs}.weight" in tensors:
+            shape = np.shape(tensors[f"{theirs}.weight"])
+            if shape[-1] % channels:
+                raise _of_another(name, f"{theirs}.weight has {shape[-1]} inputs")
+            if normalize_levels(levels, 2) != ((math.isqrt(shape[-1] // channels),) * 2,):
+                continue
         for part in parts:
             source = f"{theirs}.{_LAYERS[part]}"
             if source not in tensors:
@@ -101,11 +108,7 @@ def from_torchvision(name: str, tensors: Mapping[str, np.ndarray], levels: Seque
                 if array.ndim != 2:
                     raise _of_another(name, f"{source} has {array.ndim} axes")
                 if ours == first:
-                    bins, left = divmod(array.shape[1], channels)
-                    if left:
-                        raise _of_another(name, f"{source} has {array.shape[1]} inputs")
-                    if normalize_levels(levels, 2) != ((math.isqrt(bins),) * 2,):
-                        continue
+                    bins = array.shape[1] // channels
                     array = array.reshape(-1, channels, bins).swapaxes(1, 2).reshape(-1, bins * channels)
                 array = array.T
             variables[f"{ours}/{part}"] = array
