@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -73,7 +74,7 @@ def test_scores_are_standardised_within_their_category_and_figures_are_means_ove
 def test_without_masks_a_score_depends_on_the_bucket():
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     small, large = (pad_batch([picture], shape) for shape in ((40, 56), (64, 64)))
-    model = whole_image.unmasked(levels=(1,), outputs=1, rngs=nnx.Rngs(0))
+    model: Any = whole_image.unmasked(levels=(1,), outputs=1, rngs=nnx.Rngs(0))
     model.inner.head.logits.kernel[...] = np.ones_like(model.inner.head.logits.kernel[...])
     assert abs(model(small) - model(large)).item() > 1e-3
     assert abs(model.inner(small) - model.inner(large)).item() < 1e-4
