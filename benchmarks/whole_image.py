@@ -142,9 +142,10 @@ class Data(NamedTuple):
         """Means over the categories, and the SRCC of each."""
         of = np.array([self.categories.get(name, "") for name in records.ids])
         found = {
-            category: agreement(scores[mine], records.scores[mine], records.good[mine])
+            category: agreement(
+                *(of_all[of == category] for of_all in (scores, records.scores, records.good))
+            )
             for category in sorted(set(of))
-            if (mine := of == category).any()
         }
         figures: dict = {
             name: float(np.mean([getattr(each, name) for each in found.values()])) for name in FIGURES
@@ -202,16 +203,8 @@ def run(name: str, data: Data, options: Options) -> int:
     """Train, or go on, and judge, leaving figures.json and, for distorted_photos, robustness.json."""
     folder, (_, system, seed) = _folder(options, name), name.split("/")
     if not (folder / "metrics.json").is_file():
-        arguments = [
-            *data.flags,
-            *SYSTEMS[system],
-            "--seed",
-            seed,
-            "--fold",
-            seed,
-            "--out",
-            str(folder),
-        ]
+        arguments = [*data.flags, *SYSTEMS[system], "--seed", seed, "--fold", seed]
+        arguments += ["--out", str(folder)]
         if system in SQUARES:  # as many pictures in a step as whole ones have, and so as many steps
             whole = _folder(options, name.replace(system, "whole")) / "run.json"
             pixels = round(json.loads(whole.read_text())["mean_batch"]) * 224**2
@@ -420,12 +413,12 @@ def report(results: dict, moved: dict, options: Options) -> None:
             less = np.array([run[compared] for run in runs]) - whole[: len(runs)]
             paired = "" if system == "whole" else _spread(less.tolist(), compared == "accuracy")
             lines.append(f"| {system} | {len(runs)} | " + " | ".join(cells) + f" | {paired} |")
-    for name, systems in results.items():
         categories = list(systems["whole"][0].get("srcc by category") or {})
-        if len(categories) > 1:
-            lines += ["", f"**{name}**, SRCC by category", "", "| system | " + " | ".join(categories) + " |"]
-            lines += ["|---" * (len(categories) + 1) + "|"]
-        for system, runs in systems.items() if len(categories) > 1 else ():
+        if len(categories) < 2:
+            continue
+        lines += ["", f"**{name}**, SRCC by category", "", "| system | " + " | ".join(categories) + " |"]
+        lines += ["|---" * (len(categories) + 1) + "|"]
+        for system, runs in systems.items():
             cells = [_spread([run["srcc by category"][c] for run in runs], False) for c in categories]
             lines.append(f"| {system} | " + " | ".join(cells) + " |")
     if moved:

@@ -128,8 +128,10 @@ def train(
     optimizer = optax.adam(1e-3)
     state = optimizer.init(params)
 
-    steps = sum(1 for _ in batches(parts["train"], plan, np.random.default_rng(0)))
-    mean_batch = len(parts["train"][1]) / steps  # every sentence weighs the same, whatever its batch
+    lengths = np.array([text.shape[:1] for text in parts["train"][0]])
+    in_bucket = np.bincount(plan.assign(lengths), minlength=len(plan.buckets)).tolist()
+    steps = sum(-(-n // bucket.batch_size) for n, bucket in zip(in_bucket, plan.buckets, strict=True))
+    mean_batch = len(lengths) / steps  # every sentence weighs the same, whatever its batch
 
     @jax.jit
     def step(params, state, batch):
@@ -155,8 +157,7 @@ def train(
         jax.block_until_ready(params)
         seconds.append(time.perf_counter() - start)
     hits = sum(float(right(params, jax.tree.map(jnp.asarray, b))) for b in batches(parts["test"], plan, rng))
-    waste = plan.waste(np.array([text.shape[:1] for text in parts["train"][0]]))
-    return hits / len(parts["test"][1]), float(np.median(seconds[1:] or seconds)), steps, waste
+    return hits / len(parts["test"][1]), float(np.median(seconds[1:] or seconds)), steps, plan.waste(lengths)
 
 
 def main() -> None:
