@@ -54,6 +54,7 @@ from spp_jax.scoring import forward_executables, score_records
 from spp_jax.training import Recipe, TrainState, build_model, create_training, fit, step_executables
 
 DONE, FAILED, WRONG_USE, SKIPPED, INTERRUPTED = 0, 1, 2, 3, 75
+_REDRAWN_AFTER = 30  # seconds: drawing takes one, which an epoch may not last
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,9 @@ class Options:
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
     who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
+    keep_mib: int = 1024
+    """Decode a picture once, and not anew in every epoch, where those of training and validation take no
+    more memory than this, decoded; at --scales 1 alone. 0: never. The result is the same."""
     fsdp: int | None = None
     """Divide every parameter of at least so many numbers, and what the optimiser keeps of it, among the
     devices: for networks whose heads do not fit one."""
@@ -220,6 +224,10 @@ def _prepare(options: Options) -> Job:
         if not len(parts[split]):
             raise UsageError(f"no picture of {split} can be read and is at least {smallest}")
         skipped |= dropped
+    watched = {split: parts[split] for split in ("train", "validation")}  # each epoch
+    size = sum(part.nbytes for part in watched.values())
+    if config.scales == (1.0,) and size <= options.keep_mib * 2**20:
+        parts |= {split: part.decoded_once() for split, part in watched.items()}
     # Counted once at their own size: what is planned, and so compiled, is then the same for all folds.
     scaled = [at_scale(parts["train"].sizes, scale, smallest) for scale in config.scales if scale != 1]
     plan = _plan(options, np.concatenate([*(part.sizes for part in parts.values()), *scaled]))
@@ -334,7 +342,7 @@ def _train(job: Job, options: Options) -> int:
         open_things.enter_context(bar)
         profile = open_things.enter_context(_Profile(folder, options.profile, start))
         began, seen = time.perf_counter(), 0
-        saved_at = time.monotonic()
+        saved_at = drawn_at = time.monotonic()
         judged: np.ndarray | None = None  # the scores of the validation part, by the latest state
         best = max(
             (line["validation"]["srcc"] or -1 for line in journal.lines if "validation" in line), default=-1
@@ -355,7 +363,7 @@ def _train(job: Job, options: Options) -> int:
 
         def validate(done: int, state: TrainState) -> float | None:
             """The SRCC, where it is the best so far."""
-            nonlocal best, judged
+            nonlocal best, judged, drawn_at
             result, judged, failed = judge.validate(state, validation)
             note_skipped(failed)
             journal.write({"step": done, "validation": result, **({"skipped": failed} if failed else {})})
@@ -363,8 +371,9 @@ def _train(job: Job, options: Options) -> int:
                 f"epoch {schedule.epochs_done(done):g}: validation loss {result['loss']:.3f}, "
                 f"accuracy {result['accuracy']:.1%}, SRCC {result['srcc'] or math.nan:.3f}"
             )
-            if leads:
+            if leads and time.monotonic() - drawn_at >= _REDRAWN_AFTER:
                 _draw_curves(journal, schedule, folder)
+                drawn_at = time.monotonic()
             if (result["srcc"] or -1) <= best:
                 return None
             best = result["srcc"]

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from conftest import noise_records
 
+from spp_jax.config import Decoding
+from spp_jax.data.decoding import Photo, UnreadableError, decode
 from spp_jax.data.records import PROTOCOLS, SPLITS, split_records
 
 RECORDS = noise_records(200, groups=40)
@@ -72,3 +74,36 @@ def test_what_is_unknown_is_told_the_known(arguments, said):
 def test_too_few_groups_to_split_is_an_explained_error():
     with pytest.raises(ValueError, match="leaves no picture for validation: 1 groups are too few"):
         split_records(noise_records(8, groups=1), "validation", "random", 0)
+
+
+@pytest.mark.parametrize(
+    "decoding", [Decoding(), Decoding(max_pixels=400), Decoding(input="crop", input_side=16)]
+)
+def test_pictures_decoded_once_are_those_decoded_each_time(decoding):
+    loose = noise_records(3)
+    asked = []
+
+    def photo(i: int):
+        asked.append(i)
+        return loose.photo(i)
+
+    records = dataclasses.replace(loose, photo=photo, decoding=decoding, sizes=decoding.scaled(loose.sizes))
+    kept = records.decoded_once()
+    for mirrored, turned in ((False, False), (True, False), (False, True), (True, True)):
+        for i in range(3):
+            moves = {"recorded": tuple(records.sizes[i]), "mirrored": mirrored, "turned": turned}
+            once = decode(kept.photo(i), kept.decoding, **moves)
+            np.testing.assert_array_equal(once, decode(loose.photo(i), decoding, **moves))
+    assert asked == [0, 1, 2]
+    assert kept.nbytes == sum(np.asarray(kept.photo(i)).nbytes for i in range(3))
+    assert kept.digest() == records.digest()
+
+
+def test_a_picture_that_cannot_be_read_is_not_kept():
+    files: list[Photo] = [b"no picture"]
+    records = dataclasses.replace(noise_records(1), photo=lambda i: files[i])
+    kept = records.decoded_once()
+    with pytest.raises(UnreadableError, match="no picture in a format"):
+        kept.photo(0)
+    files[0] = np.zeros((*records.sizes[0], 3), np.uint8)  # it has come back
+    assert np.asarray(kept.photo(0)).shape == (*records.sizes[0], 3)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from spp_jax.config import Decoding
-from spp_jax.data.decoding import Photo, UnreadableError, photo_name, photo_size
+from spp_jax.data.decoding import Photo, UnreadableError, decode, photo_name, photo_size
 
 __all__ = ["PROTOCOLS", "SPLITS", "Records", "photo_records", "split_records"]
 
@@ -78,6 +78,27 @@ class Records:
         too_small = f"is smaller than {smallest[0]}x{smallest[1]} pixels (height x width)"
         dropped = {self.ids[i]: unread.get(self.ids[i], too_small) for i in np.flatnonzero(~large)}
         return self.take(np.flatnonzero(large)), dropped
+
+    @property
+    def nbytes(self) -> int:
+        """What all pictures take, decoded."""
+        return 3 * int(self.sizes.prod(axis=1).sum())
+
+    def decoded_once(self) -> "Records":
+        """The same records, each picture kept as pixels from when it is first asked for.
+
+        One that cannot be read raises :exc:`~spp_jax.data.decoding.UnreadableError` each time.
+        """
+        pixels: dict[int, np.ndarray] = {}
+
+        def photo(i: int) -> np.ndarray:
+            if i not in pixels:  # two threads that ask at once both decode it
+                recorded = tuple(self.sizes[i].tolist())
+                pixels[i] = decode(self.photo(i), self.decoding, recorded=recorded)
+            return pixels[i]
+
+        as_it_is = dataclasses.replace(self.decoding, input="full", max_pixels=None)
+        return dataclasses.replace(self, photo=photo, decoding=as_it_is)
 
     def digest(self) -> str:
         """A name for this very collection: it differs when an id, a size or a label does."""
