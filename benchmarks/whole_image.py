@@ -216,6 +216,7 @@ def run(name: str, data: Data, options: Options) -> int:
             return status
     figures = json.loads((folder / "metrics.json").read_text())
     scorer = Scorer.from_checkpoint(folder)
+    scorer.config = dataclasses.replace(scorer.config, buckets=2)  # compiling takes longer than scoring here
     if data.categories:
         held_out = data.parts(int(seed), scorer.config.decoding)["test"]
         figures = data.figures(scorer.score_records(held_out)[0], held_out)
@@ -291,11 +292,11 @@ def main() -> int:
         for name, data in found.items():
             features: dict[str, np.ndarray] = {}
             floor = [by_hand(options.out / name, data, seed, features) for seed in seeds]
-            for some in (systems[:1], systems[1:]):  # squares ask how large the batches of whole ones were
-                runs = [f"{name}/{system}/{seed}" for seed in seeds for system in some]
-                status = _each_on_a_core(runs, options, bar)
-                if status:
-                    return status
+            # Seed by seed: few runs then compile at once what another compiles, and squares seldom wait.
+            runs = [f"{name}/{system}/{seed}" for seed in seeds for system in systems]
+            status = _each_on_a_core(runs, options, bar)
+            if status:
+                return status
             for system in systems:
                 folders = [_folder(options, f"{name}/{system}/{seed}") for seed in seeds]
                 results.setdefault(name, {})[system] = _read(folders, "figures.json")
@@ -353,12 +354,17 @@ def _each_on_a_core(runs: list[str], options: Options, bar: tqdm) -> int:
         environment["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}"
     started: set[subprocess.Popen] = set()
     stops = threading.Event()
+    ended = {name: threading.Event() for name in runs}
 
     def one(name: str) -> int:
         folder = _folder(options, name)
         if (folder / "figures.json").is_file():
             bar.update()
+            ended[name].set()
             return train.DONE
+        system = name.split("/")[1]
+        if system in SQUARES:  # which ask how large the batches of whole ones were
+            ended[name.replace(system, "whole")].wait()
         core = cores.get()
         try:
             if stops.is_set():
@@ -377,6 +383,7 @@ def _each_on_a_core(runs: list[str], options: Options, bar: tqdm) -> int:
                 started.discard(process)
         finally:
             cores.put(core)
+            ended[name].set()
         if status:
             stops.set()
             tqdm.write(f"{name} ended with status {status}: see {folder / 'log.txt'}", file=sys.stderr)

@@ -107,7 +107,7 @@ import whole_image
 from tqdm import tqdm
 whole_image.__file__ = sys.argv.pop(1)
 options = whole_image.Options(out=Path(sys.argv[-1]))
-runs = ["d/quick/0", "d/slow/0", "d/quick/1"]
+runs = ["d/quick/0", "d/slow/0", "d/quick/1"] if "--squares" not in sys.argv else ["d/whole/0", "d/warp/0"]
 sys.exit(whole_image._each_on_a_core(runs, options, tqdm(disable=True)))
 """
 
@@ -131,6 +131,23 @@ sys.exit(whole_image._each_on_a_core(runs, options, tqdm(disable=True)))
         for name in ("d/quick/0", "d/quick/1"):
             assert (tmp_path / name / "starts").read_text().count("x") == 1
             assert json.loads((tmp_path / name / "figures.json").read_text()) == {}
+
+    def test_a_square_begins_when_the_whole_picture_of_its_seed_has_ended(self, tmp_path):
+        (tmp_path / "run.py").write_text("""
+import sys, time
+from pathlib import Path
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+name = sys.argv[sys.argv.index("--alone") + 1]
+whole = out / "d/whole/0/figures.json"
+assert name.endswith("whole/0") or whole.is_file()
+time.sleep(1)
+(out / name / "figures.json").write_text("{}")
+""")
+        command = [sys.executable, "-c", self.PARENT, str(ROOT / "benchmarks"), str(tmp_path / "run.py")]
+        command += ["--squares", "--out", str(tmp_path)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        assert subprocess.run(command, env=environment, timeout=120).returncode == train.DONE
+        assert (tmp_path / "d/warp/0/figures.json").is_file()
 
 
 def test_runs_of_other_constants_are_not_taken_for_these(tmp_path):
