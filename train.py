@@ -48,7 +48,7 @@ from spp_jax.journal import Journal, draw_curves, write_skipped
 from spp_jax.layers import RandomState
 from spp_jax.losses import create_loss
 from spp_jax.metrics import agreement
-from spp_jax.models.weights import flat_names, from_torchvision, read_tensors, take_variables
+from spp_jax.models.weights import from_torchvision, read_tensors, take_variables
 from spp_jax.report import write_report
 from spp_jax.scoring import forward_executables, score_records
 from spp_jax.training import Recipe, TrainState, build_model, create_training, fit, step_executables
@@ -451,18 +451,10 @@ def _train(job: Job, options: Options) -> int:
 
 def _begin_from(config: RunConfig, state: TrainState) -> TrainState:
     """The state whose variables are another run's, or torchvision's, where they fit."""
-    source = str(config.init_from)
+    source, imported = str(config.init_from), None
     if Path(source).suffix in (".pth", ".pt", ".safetensors"):
         imported = from_torchvision(config.model, read_tensors(source), config.levels)
         found = imported.variables
-        params = nnx.to_pure_dict(state.params)
-        for path, ours in zip(flat_names(params), jax.tree.leaves(params), strict=True):
-            theirs = imported.variables.get(path)
-            if path.startswith("body/") and theirs is not None and theirs.shape != ours.shape:
-                raise UsageError(
-                    f"--init-from {source}: another network's of the same names: {path} has shape "
-                    f"{theirs.shape} there, and {ours.shape} here"
-                )
         for what, names in (("has no place here", imported.unused), ("is missing there", imported.missing)):
             if names:
                 _say(f"{source}: {', '.join(names)} {what}")
@@ -471,6 +463,12 @@ def _begin_from(config: RunConfig, state: TrainState) -> TrainState:
             found = checkpoints.model_variables()
     random, stats = nnx.split_state(state.stats, RandomState, ...)
     merged, taken, left = take_variables(nnx.merge_state(state.params, stats), found)
+    misfits = [name for name in left if name.startswith("body/") and name in found]
+    if misfits and imported:
+        raise UsageError(
+            f"--init-from {source}: another network's of the same names: {misfits[0]} has shape "
+            f"{found[misfits[0]].shape} there, and another here"
+        )
     if not taken:
         raise UsageError(
             f"--init-from {source}: no variable there has path and shape of one of {config.model}"

@@ -7,6 +7,7 @@ type), and :func:`warn_of_compilations` says which.
 
 import concurrent.futures
 import contextlib
+import importlib.util
 import logging
 import os
 import stat
@@ -37,11 +38,28 @@ __all__ = [
     "device_memory",
     "over_rows",
     "placements",
+    "quick_flags",
     "replicated",
     "use_compilation_cache",
     "warn_of_compilations",
     "watch_compilations",
 ]
+
+
+def quick_flags(level: int) -> str:
+    """For ``XLA_FLAGS``: a CPU's programs compile in half the time and run longer, rounding differently.
+
+    The older code for fused loops is one of them. The plugins of other devices do not know that flag and
+    end the process that reads it: it is left out where one is installed and ``JAX_PLATFORMS`` is not ``cpu``.
+
+    Args:
+        level: how much LLVM optimises, 0 to 3.
+    """
+    flags = f"--xla_backend_optimization_level={level}"
+    plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
+    if plugins and os.environ.get("JAX_PLATFORMS") != "cpu":
+        return flags
+    return f"{flags} --xla_cpu_use_fusion_emitters=false"
 
 
 class DoesNotFitError(Exception):

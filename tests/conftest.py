@@ -1,4 +1,3 @@
-import importlib.util
 import io
 import os
 from pathlib import Path
@@ -13,20 +12,16 @@ from fsspec.implementations.local import LocalFileSystem
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from spp_jax.compilation import quick_flags
 from spp_jax.data.records import Records
 
 
 def pytest_configure():
     """Most of the time of the suite is compilation of small programs: LLVM may leave them as they are.
 
-    The older code for fused loops, too, compiles in half the time; the plugins of other devices do not know
-    that flag, and end the process. What is about rounding asks for the optimisation (`compiler_options`).
+    What is about rounding asks for the optimisation (`compiler_options`).
     """
-    quick = "--xla_backend_optimization_level=0"
-    plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
-    if not plugins or os.environ.get("JAX_PLATFORMS") == "cpu":
-        quick += " --xla_cpu_use_fusion_emitters=false"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick}".strip()
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick_flags(0)}".strip()
 
 
 # Every new shape compiles: no deadline per example, and few examples that count.

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 
 HOST = """
 import sys
+sys.modules["torch"] = None  # which tensorboardX imports where it is there: seconds of each start
 import jax
 devices, wide = int(sys.argv[1]), sys.argv[2] == "float64"
 jax.config.update("jax_num_cpu_devices", devices)
