@@ -408,8 +408,9 @@ def report(results: dict, moved: dict, options: Options) -> None:
     for name, systems in results.items():
         compared = _compared(name)
         lines += ["", f"**{name}**, test part, mean ± standard deviation over seeds", ""]
-        heads = " | ".join(FIGURES[1:]).upper()
-        lines += [f"| system | runs | accuracy | {heads} | {compared}, difference to whole |"]
+        heads = ["accuracy", *map(str.upper, FIGURES[1:])]
+        differing = f"{heads[FIGURES.index(compared)]}, difference to whole"
+        lines += [f"| system | runs | {' | '.join(heads)} | {differing} |"]
         lines += ["|---" * (len(FIGURES) + 3) + "|"]
         whole = np.array([run[compared] for run in systems["whole"]])
         for system, runs in systems.items():
