@@ -48,7 +48,7 @@ from spp_jax.journal import Journal, draw_curves, write_skipped
 from spp_jax.layers import RandomState
 from spp_jax.losses import create_loss
 from spp_jax.metrics import agreement
-from spp_jax.models.weights import from_torchvision, read_tensors, take_variables
+from spp_jax.models.weights import flat_names, from_torchvision, read_tensors, take_variables
 from spp_jax.report import write_report
 from spp_jax.scoring import forward_executables, score_records
 from spp_jax.training import Recipe, TrainState, build_model, create_training, fit, step_executables
@@ -462,12 +462,15 @@ def _begin_from(config: RunConfig, state: TrainState) -> TrainState:
         with Checkpoints(path_at(source)) as checkpoints:
             found = checkpoints.model_variables()
     random, stats = nnx.split_state(state.stats, RandomState, ...)
-    merged, taken, left = take_variables(nnx.merge_state(state.params, stats), found)
+    begun = nnx.merge_state(state.params, stats)
+    merged, taken, left = take_variables(begun, found)
     misfits = [name for name in left if name.startswith("body/") and name in found]
     if misfits and imported:
+        pure = nnx.to_pure_dict(begun)
+        ours = dict(zip(flat_names(pure), jax.tree.leaves(pure), strict=True))
         raise UsageError(
             f"--init-from {source}: another network's of the same names: {misfits[0]} has shape "
-            f"{found[misfits[0]].shape} there, and another here"
+            f"{found[misfits[0]].shape} there, and {ours[misfits[0]].shape} here"
         )
     if not taken:
         raise UsageError(

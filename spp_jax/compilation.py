@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 
-def quick_flags(level: int) -> str:
+def quick_flags(level: int, environment: Mapping[str, str] = os.environ) -> str:
     """For ``XLA_FLAGS``: a CPU's programs compile in half the time and run longer, rounding differently.
 
     The older code for fused loops is one of them. The plugins of other devices do not know that flag and
@@ -54,10 +54,11 @@ def quick_flags(level: int) -> str:
 
     Args:
         level: how much LLVM optimises, 0 to 3.
+        environment: of the process that is to have them.
     """
     flags = f"--xla_backend_optimization_level={level}"
     plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
-    if plugins and os.environ.get("JAX_PLATFORMS") != "cpu":
+    if plugins and environment.get("JAX_PLATFORMS") != "cpu":
         return flags
     return f"{flags} --xla_cpu_use_fusion_emitters=false"
 

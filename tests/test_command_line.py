@@ -1,3 +1,4 @@
+import collections
 import dataclasses
 import json
 import os
@@ -303,6 +304,25 @@ class TestTrain:
         assert "interrupted; if anything was saved" in said
         assert signal.getsignal(signal.SIGTERM) is before
 
+    @pytest.mark.parametrize("mib", [0, 1024])
+    def test_pictures_decoded_once_or_in_each_epoch_give_the_same_run(
+        self, call, trained, tmp_path, monkeypatch, mib
+    ):
+        asked = collections.Counter()
+
+        def photo(i: int):
+            asked[i] += 1
+            return RECORDS.photo(i)
+
+        counting = dataclasses.replace(RECORDS, photo=photo)
+        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (counting, {}))
+        arguments = [*QUICK, "--epochs", 2, "--keep-mib", mib, "--out", tmp_path / "run"]
+        assert call(train, *arguments)[0] == 0
+        jax.tree.map(
+            np.testing.assert_array_equal, final_variables(tmp_path / "run"), final_variables(trained)
+        )
+        assert (max(asked.values()) == 1) == (mib > 0)
+
     def test_a_warm_up_as_long_as_the_run_is_no_error(self, call, tmp_path):
         status, _, _ = call(train, *QUICK, "--steps", 1, "--warmup", 0.9, "--out", tmp_path / "run")
         assert status == 0
@@ -327,7 +347,9 @@ class TestTrain:
         numpy.save_file(narrow, weights)
         status, _, said = call(train, *arguments[:-1], tmp_path / "narrow")
         assert status == 2
-        assert "body/stages/0/convs/0/kernel has shape (11, 11, 3, 32) there, and another here" in said
+        assert (
+            "body/stages/0/convs/0/kernel has shape (11, 11, 3, 32) there, and (11, 11, 3, 64) here" in said
+        )
         status, _, said = call(train, *QUICK, "--init-from", weights, "--out", tmp_path / "other")
         assert status == 2
         assert "taken by alexnet, vgg16, mna, resnet18, resnet50, not by compact" in said

@@ -132,22 +132,30 @@ sys.exit(whole_image._each_on_a_core(runs, options, tqdm(disable=True)))
             assert (tmp_path / name / "starts").read_text().count("x") == 1
             assert json.loads((tmp_path / name / "figures.json").read_text()) == {}
 
-    def test_a_square_begins_when_the_whole_picture_of_its_seed_has_ended(self, tmp_path):
-        (tmp_path / "run.py").write_text("""
+    @pytest.mark.parametrize("status", [train.DONE, train.FAILED])
+    def test_a_square_begins_when_the_whole_picture_of_its_seed_has_ended_well(self, tmp_path, status):
+        (tmp_path / "run.py").write_text(
+            f"STATUS = {status}"
+            """
 import sys, time
 from pathlib import Path
 out = Path(sys.argv[sys.argv.index("--out") + 1])
 name = sys.argv[sys.argv.index("--alone") + 1]
 whole = out / "d/whole/0/figures.json"
+(out / name / "started").touch()
 assert name.endswith("whole/0") or whole.is_file()
 time.sleep(1)
+if STATUS:
+    sys.exit(STATUS)
 (out / name / "figures.json").write_text("{}")
-""")
+"""
+        )
         command = [sys.executable, "-c", self.PARENT, str(ROOT / "benchmarks"), str(tmp_path / "run.py")]
         command += ["--squares", "--out", str(tmp_path)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        assert subprocess.run(command, env=environment, timeout=120).returncode == train.DONE
-        assert (tmp_path / "d/warp/0/figures.json").is_file()
+        assert subprocess.run(command, env=environment, timeout=120).returncode == status
+        assert (tmp_path / "d/whole/0/started").is_file()
+        assert (tmp_path / "d/warp/0/started").is_file() == (status == train.DONE)
 
 
 def test_runs_of_other_constants_are_not_taken_for_these(tmp_path):

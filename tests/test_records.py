@@ -77,7 +77,13 @@ def test_too_few_groups_to_split_is_an_explained_error():
 
 
 @pytest.mark.parametrize(
-    "decoding", [Decoding(), Decoding(max_pixels=400), Decoding(input="crop", input_side=16)]
+    "decoding",
+    [
+        Decoding(),
+        Decoding(max_pixels=400),
+        Decoding(input="crop", input_side=16),
+        Decoding(input="warp", input_side=64, refuse_pixels=3600),
+    ],
 )
 def test_pictures_decoded_once_are_those_decoded_each_time(decoding):
     loose = noise_records(3)

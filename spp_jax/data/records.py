@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from spp_jax.config import Decoding
+from spp_jax.config import ANY_SIZE, Decoding
 from spp_jax.data.decoding import Photo, UnreadableError, decode, photo_name, photo_size
 
 __all__ = ["PROTOCOLS", "SPLITS", "Records", "photo_records", "split_records"]
@@ -97,8 +97,8 @@ class Records:
                 pixels[i] = decode(self.photo(i), self.decoding, recorded=recorded)
             return pixels[i]
 
-        as_it_is = dataclasses.replace(self.decoding, input="full", max_pixels=None)
-        return dataclasses.replace(self, photo=photo, decoding=as_it_is)
+        # Any size: a square may have more pixels than the picture that it was made of, and may have.
+        return dataclasses.replace(self, photo=photo, decoding=ANY_SIZE)
 
     def digest(self) -> str:
         """A name for this very collection: it differs when an id, a size or a label does."""
