@@ -570,7 +570,9 @@ class TestInterruption:
 
     CODE = """
 import sys
-sys.modules["torch"] = None  # which tensorboardX imports where it is there: seconds of each start
+sys.modules["torch"] = None  # which takes seconds, where it is there, and is not used
+import tensorboardX
+del sys.modules["torch"]
 from conftest import noise_records
 import spp_jax.data, train
 spp_jax.data._DATASETS["noise"] = lambda *_: (noise_records(), {})

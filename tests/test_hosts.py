@@ -22,7 +22,9 @@ pytestmark = pytest.mark.slow
 
 HOST = """
 import sys
-sys.modules["torch"] = None  # which tensorboardX imports where it is there: seconds of each start
+sys.modules["torch"] = None  # which takes seconds, where it is there, and is not used
+import tensorboardX
+del sys.modules["torch"]
 import jax
 devices, wide = int(sys.argv[1]), sys.argv[2] == "float64"
 jax.config.update("jax_num_cpu_devices", devices)

@@ -135,7 +135,8 @@ def with_paths(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {"/".join(paths[key]) if key in paths else key: value for key, value in tensors.items()}
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_padded_it_gives_what_torch_gives_on_each_of_20_pictures_alone(name):
     reduce = "mean" if name.startswith("resnet") else "max"
     model = create_model(name, outputs=2, hidden=(6, 5), rngs=nnx.Rngs(0))
