@@ -47,16 +47,16 @@ __all__ = [
 
 
 def quick_flags(level: int, environment: Mapping[str, str] = os.environ) -> str:
-    """For ``XLA_FLAGS``: a CPU's programs compile in half the time and run longer, rounding differently.
+    """``XLA_FLAGS`` for a CPU whose programs compile in half the time and run longer, rounding differently.
 
     The older code for fused loops is one of them. The plugins of other devices do not know that flag and
     end the process that reads it: it is left out where one is installed and ``JAX_PLATFORMS`` is not ``cpu``.
 
     Args:
         level: how much LLVM optimises, 0 to 3.
-        environment: of the process that is to have them.
+        environment: of the process that is to have them; its own flags stand first.
     """
-    flags = f"--xla_backend_optimization_level={level}"
+    flags = f"{environment.get('XLA_FLAGS', '')} --xla_backend_optimization_level={level}".strip()
     plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
     if plugins and environment.get("JAX_PLATFORMS") != "cpu":
         return flags

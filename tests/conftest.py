@@ -21,7 +21,7 @@ def pytest_configure():
 
     What is about rounding asks for the optimisation (`compiler_options`).
     """
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {quick_flags(0)}".strip()
+    os.environ["XLA_FLAGS"] = quick_flags(0)
 
 
 # Every new shape compiles: no deadline per example, and few examples that count.

@@ -97,7 +97,7 @@ class Records:
                 pixels[i] = decode(self.photo(i), self.decoding, recorded=recorded)
             return pixels[i]
 
-        # Any size: a square may have more pixels than the picture that it was made of, and may have.
+        # Any size: what a picture became may have more pixels than the picture itself was allowed.
         return dataclasses.replace(self, photo=photo, decoding=ANY_SIZE)
 
     def digest(self) -> str:
