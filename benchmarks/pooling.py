@@ -54,7 +54,7 @@ class Options:
     shapes: tuple[str, ...] = SHAPES
     """Maps to time, batch x height x width x channels."""
     reduce: str = "max"
-    """The reduction that is timed: a name from spp_jax.reductions.REDUCTIONS. The rivals run for max."""
+    """The reduction that is timed: a name from spp_jax.pooling.reductions.REDUCTIONS. Rivals run for max."""
     windows: int = 256
     """Windows of one 64x96x512 map."""
     out: Path | None = None

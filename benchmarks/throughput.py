@@ -27,14 +27,14 @@ import numpy as np
 import tyro
 from PIL import Image
 
-import spp_jax.training
+import spp_jax.training.loop
 from spp_jax.buckets import plan_buckets
 from spp_jax.compilation import data_mesh, default_cache_dir, replicated, use_compilation_cache
 from spp_jax.config import RunConfig
 from spp_jax.data.loading import load_batches, put
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import Schedule
-from spp_jax.journal import Journal
+from spp_jax.run.journal import Journal
 from spp_jax.training import create_training, fit, step_executables
 
 PEAKS = {  # operations a second in bfloat16, without sparsity, as the makers state them
@@ -136,12 +136,12 @@ class Bench:
 
     def epoch_of(self, loaded: list) -> float:
         """Seconds of `fit` over batches that are decoded already."""
-        original = spp_jax.training.load_batches
+        original = spp_jax.training.loop.load_batches
         try:
-            setattr(spp_jax.training, "load_batches", lambda *_, **__: iter(loaded))  # noqa: B010
+            setattr(spp_jax.training.loop, "load_batches", lambda *_, **__: iter(loaded))  # noqa: B010
             return self.epoch()
         finally:
-            setattr(spp_jax.training, "load_batches", original)  # noqa: B010
+            setattr(spp_jax.training.loop, "load_batches", original)  # noqa: B010
 
     def loop_alone(self, loaded: list) -> float:
         """Seconds of `fit` over batches that are decoded already, with steps that are done at once."""

@@ -43,7 +43,7 @@ from spp_jax.buckets import Bucket, BucketPlan
 from spp_jax.compilation import BucketExecutables, DoesNotFitError, data_mesh, device_memory
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.schedule import Schedule
-from spp_jax.reductions import Max
+from spp_jax.pooling.reductions import Max
 from spp_jax.training import create_training, step_executables
 
 GIB = 2**30

@@ -33,18 +33,15 @@ import jax
 import numpy as np
 import platformdirs
 import tyro
+from complete_and_crop import blurred_crop
 from flax import nnx
+from hand_features import judge
 from PIL import Image
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # train.py lies beside the package
-
-from complete_and_crop import blurred_crop
-from hand_features import judge
-
 import spp_jax.models
-import train
 from spp_jax import Padded, Scorer
+from spp_jax.cli import train
 from spp_jax.compilation import quick_flags
 from spp_jax.config import UsageError
 from spp_jax.data import load_dataset

@@ -7,11 +7,20 @@ and scoring are loaded on first use.
 import importlib
 from typing import TYPE_CHECKING
 
-from spp_jax.bins import bin_edges, num_bins
 from spp_jax.buckets import Bucket, BucketPlan, plan_buckets
 from spp_jax.padded import Padded, pad_batch
-from spp_jax.pooling import boxes_to_windows, pool_windows, spatial_pyramid_pool
-from spp_jax.reductions import GeneralizedMean, Max, Mean, Monoid, TopKMean
+from spp_jax.pooling import (
+    GeneralizedMean,
+    Max,
+    Mean,
+    Monoid,
+    TopKMean,
+    bin_edges,
+    boxes_to_windows,
+    num_bins,
+    pool_windows,
+    spatial_pyramid_pool,
+)
 
 if TYPE_CHECKING:
     from spp_jax.layers import SpatialPyramidPool

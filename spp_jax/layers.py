@@ -18,10 +18,10 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from spp_jax.bins import Level, normalize_levels, num_bins, rule_named, turned_bins
 from spp_jax.padded import Padded
 from spp_jax.pooling import spatial_pyramid_pool
-from spp_jax.reductions import Reduction, reduction_named
+from spp_jax.pooling.bins import Level, normalize_levels, num_bins, rule_named, turned_bins
+from spp_jax.pooling.reductions import Reduction, reduction_named
 
 __all__ = [
     "BatchNorm",

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spp_jax.bins import Level, normalize_levels
 from spp_jax.compilation import Compilation, watch_compilations
 from spp_jax.padded import Padded, pad_batch
+from spp_jax.pooling.bins import Level, normalize_levels
 
 __all__ = [
     "Compilations",
@@ -65,7 +65,7 @@ def pyramid_pool_reference(
         sizes: integers ``[batch, spatial_rank]``, true cells; None: all.
         levels: the pyramid.
         reduce: from the cells of one bin and channel, an array of ``spatial_rank`` axes, to a number.
-        rule: where bins lie, as :mod:`spp_jax.bins` describes; worked out anew here.
+        rule: where bins lie, as :mod:`spp_jax.pooling.bins` describes; worked out anew here.
 
     Returns:
         ``[batch, num_bins, channels]``; zeros for an image of size 0 and for empty bins.

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spp_jax import bin_edges, num_bins
-from spp_jax.bins import AxisPlan, longest_bin
+from spp_jax.pooling.bins import AxisPlan, longest_bin
 from spp_jax.testing import _REFERENCE_RULES
 
 RULES = ("adaptive", "partition", "rounded", "sliding")

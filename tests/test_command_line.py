@@ -18,14 +18,13 @@ from flax import nnx
 from PIL import Image
 from test_weights import alexnet_tensors
 
-import evaluate
 import spp_jax.data
-import train
 from spp_jax import create_model
 from spp_jax.checkpoints import Checkpoints
+from spp_jax.cli import evaluate, train
 from spp_jax.config import RunConfig
 from spp_jax.data.records import Records, split_records
-from spp_jax.journal import read_journal
+from spp_jax.run.journal import read_journal
 
 RECORDS = noise_records()
 QUICK = ["--data", "noise", "--buckets", "2", "--pixels-per-step", "20000"]
@@ -574,7 +573,8 @@ sys.modules["torch"] = None  # which takes seconds, where it is there, and is no
 import tensorboardX
 del sys.modules["torch"]
 from conftest import noise_records
-import spp_jax.data, train
+import spp_jax.data
+from spp_jax.cli import train
 spp_jax.data._DATASETS["noise"] = lambda *_: (noise_records(), {})
 sys.exit(train.main(sys.argv[1:]))
 """
@@ -659,7 +659,8 @@ MANY_SHAPES = """
 import collections, json, sys
 import jax
 from conftest import noise_records
-import spp_jax.data, train
+import spp_jax.data
+from spp_jax.cli import train
 from spp_jax.testing import count_compilations
 spp_jax.data._DATASETS["noise"] = lambda *_: (noise_records(840, distinct=True), {})
 events = collections.Counter()

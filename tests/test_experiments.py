@@ -14,13 +14,13 @@ import pytest
 from conftest import noise_records, png
 from flax import nnx
 
-import train
 from spp_jax import BucketPlan, pad_batch, plan_buckets
+from spp_jax.cli import train
 from spp_jax.config import UsageError
 from spp_jax.metrics import agreement
 
 pytest.importorskip("sklearn")
-ROOT = Path(train.__file__).parent
+ROOT = Path(__file__).parents[1]
 
 import hand_features  # noqa: E402
 import text  # noqa: E402

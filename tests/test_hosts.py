@@ -16,7 +16,7 @@ from flax import nnx
 
 from spp_jax import create_model
 from spp_jax.checkpoints import Checkpoints
-from spp_jax.journal import read_journal
+from spp_jax.run.journal import read_journal
 
 pytestmark = pytest.mark.slow
 

@@ -12,8 +12,8 @@ from jax import lax
 from jax.test_util import check_grads
 
 from spp_jax import Max, Mean, num_bins, reading, spatial_pyramid_pool
-from spp_jax.bins import AxisPlan
-from spp_jax.reading import read_pyramid
+from spp_jax.pooling.bins import AxisPlan
+from spp_jax.pooling.reading import read_pyramid
 from spp_jax.testing import pyramid_pool_reference
 
 NUMPY = {"max": np.max, "mean": np.mean}

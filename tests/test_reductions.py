@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 from spp_jax import GeneralizedMean, Monoid, TopKMean, pool_windows, spatial_pyramid_pool
 from spp_jax.layers import SpatialPyramidPool
 from spp_jax.padded import Padded
-from spp_jax.reductions import REDUCTIONS, reduction
+from spp_jax.pooling.reductions import REDUCTIONS, reduction
 from spp_jax.testing import assert_padding_exact, pyramid_pool_reference
 
 

@@ -14,7 +14,7 @@ from spp_jax.addresses import path_at
 from spp_jax.config import Decoding
 from spp_jax.data.decoding import UnreadableError
 from spp_jax.data.records import Records
-from spp_jax.report import write_report
+from spp_jax.run.report import write_report
 
 LINES = [
     {"step": 1, "loss": 0.7, "accuracy": 0.5, "pictures": 4},

@@ -8,9 +8,9 @@ from spp_jax import Scorer, create_model, plan_buckets
 from spp_jax.compilation import data_mesh, replicated
 from spp_jax.config import RunConfig
 from spp_jax.data.decoding import decode
-from spp_jax.losses import create_loss
 from spp_jax.scoring import forward_executables, score_records
 from spp_jax.testing import assert_no_compilations, count_compilations
+from spp_jax.training.losses import create_loss
 
 RECORDS = noise_records()
 

@@ -18,9 +18,9 @@ from spp_jax.config import RunConfig, UsageError
 from spp_jax.data.loading import abstract_batch, load_batches
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import Schedule
-from spp_jax.losses import create_loss
 from spp_jax.testing import count_compilations
 from spp_jax.training import create_training, fit, step_executables, train_step
+from spp_jax.training.losses import create_loss
 
 RECORDS = noise_records()
 CONFIG = RunConfig(buckets=3, pixels_per_step=20_000, learning_rate=1e-3)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from flax import nnx
 from flax.typing import Dtype
 
-from spp_jax.bins import Level
 from spp_jax.layers import Conv, MaxPool
 from spp_jax.models.sppnet import ConvStage, SPPNet, Stages
-from spp_jax.reductions import Reduction
+from spp_jax.pooling.bins import Level
+from spp_jax.pooling.reductions import Reduction
 
 __all__ = ["alexnet"]
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from spp_jax.bins import Level
 from spp_jax.layers import Conv
 from spp_jax.models.sppnet import ConvStage, SPPNet, Stages
 from spp_jax.padded import Padded
-from spp_jax.reductions import Reduction
+from spp_jax.pooling.bins import Level
+from spp_jax.pooling.reductions import Reduction
 
 __all__ = ["compact"]
 

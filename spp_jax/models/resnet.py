@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from flax import nnx
 from flax.typing import Dtype
 
-from spp_jax.bins import Level
 from spp_jax.layers import BatchNorm, Conv, Geometry, MaxPool
 from spp_jax.models.sppnet import SPPNet, Stages
 from spp_jax.padded import Padded
-from spp_jax.reductions import Reduction
+from spp_jax.pooling.bins import Level
+from spp_jax.pooling.reductions import Reduction
 
 __all__ = ["resnet18", "resnet50"]
 

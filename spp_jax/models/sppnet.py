@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from spp_jax.bins import Level
 from spp_jax.layers import Conv, Dropout, Geometry, MaxPool, SpatialPyramidPool
 from spp_jax.padded import Padded
-from spp_jax.reductions import Reduction
+from spp_jax.pooling.bins import Level
+from spp_jax.pooling.reductions import Reduction
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Classifier", "ConvStage", "SPPNet", "Stage", "Stages"]
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
-from spp_jax.bins import Level, normalize_levels, num_bins
 from spp_jax.layers import Conv, MaxPool
 from spp_jax.models.sppnet import IMAGENET_MEAN, IMAGENET_STD, Classifier, ConvStage, SPPNet, Stages
-from spp_jax.reductions import Reduction
+from spp_jax.pooling.bins import Level, normalize_levels, num_bins
+from spp_jax.pooling.reductions import Reduction
 
 __all__ = ["CONVS", "mna", "vgg16"]
 

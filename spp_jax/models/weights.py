@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spp_jax.bins import Level, normalize_levels
 from spp_jax.config import UsageError
 from spp_jax.models import vgg
+from spp_jax.pooling.bins import Level, normalize_levels
 
 __all__ = ["Imported", "flat_names", "from_torchvision", "read_tensors", "take_variables"]
 

@@ -7,10 +7,10 @@ from flax import nnx
 from flax.typing import Dtype
 from jax import lax
 
-from spp_jax.bins import Level
 from spp_jax.layers import Conv, MaxPool
 from spp_jax.models.sppnet import ConvStage, SPPNet, Stages
-from spp_jax.reductions import Reduction
+from spp_jax.pooling.bins import Level
+from spp_jax.pooling.reductions import Reduction
 
 __all__ = ["local_response_norm", "zf5"]
 

@@ -209,7 +209,7 @@ def reduction_named(reduce: Reduction) -> Monoid | CellFunction:
     is_leaf = jax.tree_util.all_leaves([reduce])
     if is_leaf and isinstance(reduce, Monoid):
         raise TypeError(
-            f"{type(reduce).__name__} is no pytree: decorate it with spp_jax.reductions.reduction"
+            f"{type(reduce).__name__} is no pytree: decorate it with spp_jax.pooling.reductions.reduction"
         )
     return jax.tree_util.Partial(reduce) if is_leaf else reduce
 

@@ -152,7 +152,7 @@ def bin_edges(length, bins, *, rule="adaptive"):
         length: cells, int or integer array of any shape, values >= 0. Ints and NumPy give NumPy
             (usable as slice bounds), JAX arrays and tracers give JAX.
         bins: how many bins, a static int >= 1.
-        rule: static; one of those that :mod:`spp_jax.bins` describes.
+        rule: static; one of those that :mod:`spp_jax.pooling.bins` describes.
 
     Returns:
         ``(starts, stops)``, int32, each of shape ``[*length.shape, bins]``.

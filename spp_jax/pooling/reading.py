@@ -1,8 +1,9 @@
 """A map to the states of its segments: the only part of the op with a form per backend.
 
 A form makes of a monoid a function ``read(state, segments)``. It takes a state, a pytree of arrays
-``[batch, *spatial, channels]``, and per spatial axis its segments, as an :class:`spp_jax.bins.AxisPlan`
-lays them out; it gives the state with one entry per segment in place of every axis.
+``[batch, *spatial, channels]``, and per spatial axis its segments, as an
+:class:`spp_jax.pooling.bins.AxisPlan` lays them out; it gives the state with one entry per segment in place
+of every axis.
 
 Three forms give values: `plain`, which is what the others are held to, `masked` and `gathered`. Two give
 the winners of a max or min besides, `masked_winners` and `gathered_winners`, and one, `scattered`, gives
@@ -21,8 +22,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int32, PyTree, Shaped
 
-from spp_jax.bins import AxisPlan
-from spp_jax.reductions import Monoid
+from spp_jax.pooling.bins import AxisPlan
+from spp_jax.pooling.reductions import Monoid
 
 NO_WINNER = np.iinfo(np.int32).max
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from spp_jax.data.decoding import UnreadableError, decode
 from spp_jax.data.records import Records
-from spp_jax.journal import draw_curves
 from spp_jax.metrics import agreement
+from spp_jax.run.journal import draw_curves
 
 __all__ = ["write_report"]
 
@@ -69,8 +69,8 @@ def write_report(
         path: the file to write, on a disk or at an address; its folder is made if need be.
         title: heading of the page.
         facts: what else there is to say of the run, shown as a table in this order.
-        lines: of a :class:`spp_jax.journal.Journal`.
-        epochs_done: of a number of steps, as :func:`spp_jax.journal.draw_curves` takes it.
+        lines: of a :class:`spp_jax.run.journal.Journal`.
+        epochs_done: of a number of steps, as :func:`spp_jax.run.journal.draw_curves` takes it.
         records: the part that was scored; its labels may be NaN.
         scores: float32 ``[n]`` in [0, 1], the model's, in the order of ``records``; NaN where a picture
             could not be read.

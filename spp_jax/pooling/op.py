@@ -6,8 +6,8 @@ pixels), height before width. Bins are half open. ``levels`` and ``rule`` are st
 is what is hashable about ``reduce``; everything else is data.
 
 How it runs. A map is a window that starts at 0, so there is one path. A monoid reads each axis in turn:
-the axis is cut into segments that serve all levels (:class:`spp_jax.bins.AxisPlan`), each segment is
-combined to one state (:mod:`spp_jax.reading`), and bins are joined from segments. Reading is the only
+the axis is cut into segments that serve all levels (:class:`spp_jax.pooling.bins.AxisPlan`), each segment is
+combined to one state (:mod:`spp_jax.pooling.reading`), and bins are joined from segments. Reading is the only
 part that touches the whole map. Whatever is not a monoid is handed its cells bin by bin.
 
 Source: K. He, X. Zhang, S. Ren, J. Sun, "Spatial Pyramid Pooling in Deep Convolutional Networks for
@@ -28,7 +28,7 @@ from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, Bool, Int32, PyTree, Shaped
 
-from spp_jax.bins import (
+from spp_jax.pooling.bins import (
     AxisPlan,
     Level,
     bin_edges,
@@ -38,8 +38,8 @@ from spp_jax.bins import (
     num_bins,
     rule_named,
 )
-from spp_jax.reading import NO_WINNER, PLAIN, SUMS, VALUES, WINNERS, Winner, read_pyramid
-from spp_jax.reductions import CellFunction, Monoid, Reduction, reduction_named
+from spp_jax.pooling.reading import NO_WINNER, PLAIN, SUMS, VALUES, WINNERS, Winner, read_pyramid
+from spp_jax.pooling.reductions import CellFunction, Monoid, Reduction, reduction_named
 
 __all__ = ["boxes_to_windows", "pool_windows", "spatial_pyramid_pool"]
 
@@ -74,8 +74,8 @@ def spatial_pyramid_pool(
             sizes are clipped to between 0 and the extent, and a map with a size of 0 is a filler.
         levels: static; each level an int, or one int per spatial axis.
         reduce: a name (``"max"``, ``"mean"``, ``"generalized_mean"``, ``"top_k_mean"``) or a reduction
-            as :mod:`spp_jax.reductions` describes; a pytree, its arrays differentiated.
-        rule: static; where bins lie, as :mod:`spp_jax.bins` describes.
+            as :mod:`spp_jax.pooling.reductions` describes; a pytree, its arrays differentiated.
+        rule: static; where bins lie, as :mod:`spp_jax.pooling.bins` describes.
 
     Returns:
         ``[batch, num_bins(levels), channels]`` in the dtype of ``features``: bins in the order of
@@ -84,7 +84,7 @@ def spatial_pyramid_pool(
 
     Raises:
         ValueError: shapes do not fit, a size known now is outside the array or 0 along some axes only,
-            ``levels`` is malformed (:func:`spp_jax.bins.normalize_levels`), ``reduce`` or ``rule`` is
+            ``levels`` is malformed (:func:`spp_jax.pooling.bins.normalize_levels`), ``reduce`` or ``rule`` is
             unknown, or the rule is not defined for a size known now.
         TypeError: a dtype that the reduction does not take, or a reduction that gives another shape.
 

@@ -1,0 +1,161 @@
+"""Apply a trained judge: to a split of a data set, or to photographs. `--help` lists every option."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import tyro
+from PIL import Image
+from tqdm import tqdm
+
+from spp_jax.addresses import AnyPath, files_below
+from spp_jax.compilation import DoesNotFitError, default_cache_dir, use_compilation_cache
+from spp_jax.config import UsageError
+from spp_jax.data import load_dataset
+from spp_jax.data.decoding import FORMATS
+from spp_jax.data.records import SPLITS, split_records
+from spp_jax.metrics import agreement
+from spp_jax.scoring import Scorer
+
+DONE, FAILED, WRONG_USE, SKIPPED = 0, 1, 2, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Apply a trained judge: to a split of a data set (--data), or to photographs (--photos).
+
+    Exit status: 0 done; 1 failed; 2 wrong use; 3 done, with photographs skipped (each named on standard
+    error).
+    """
+
+    checkpoint: AnyPath = Path(__file__).parents[2] / "checkpoints" / "compact"
+    """Folder of a run: the --out of train.py. Default: the judge that ships, a small one, of technical
+    quality; its README says what it learned."""
+    data: str | None = None
+    """Data set to evaluate on."""
+    split: str = "test"
+    """Part of the data set: train, validation or test."""
+    protocol: str | None = None
+    """How the data set is split: folds, random or official. Default: as the model was trained."""
+    fold: int | None = None
+    """Fold of the split. Default: the one the model was trained for, so that test means unseen."""
+    photos: tuple[AnyPath, ...] = ()
+    """Photographs to score, or folders of them (searched to the bottom)."""
+    out: Path | None = None
+    """JSON file for the figures. Default for --data: in the folder of the checkpoint, metrics.json for
+    the test part of the fold trained for, else metrics-SPLIT-foldN.json, with the names of data set and
+    protocol where these differ from the training's; none for --photos."""
+    data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, the folder."""
+    cache_dir: str = default_cache_dir()
+    """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
+    who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # pyright: ignore  # file names need not be text
+    try:
+        options = tyro.cli(Options, args=arguments)
+        if bool(options.data) == bool(options.photos):
+            raise UsageError("give either --data NAME or --photos PATH [PATH ...]")
+        if options.out and not options.out.absolute().parent.is_dir():
+            raise UsageError(f"--out {options.out}: there is no folder {options.out.absolute().parent}")
+        use_compilation_cache(options.cache_dir)
+        scorer = Scorer.from_checkpoint(options.checkpoint)
+        return _evaluate_data(scorer, options) if options.data else _score_photos(scorer, options)
+    except UsageError as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return WRONG_USE
+    except (OSError, FloatingPointError, DoesNotFitError) as error:
+        print(f"evaluate.py: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted", file=sys.stderr)
+        return FAILED
+
+
+def _evaluate_data(scorer: Scorer, options: Options) -> int:
+    assert options.data
+    if options.split not in SPLITS:
+        raise UsageError(f"--split {options.split}: unknown; known are {', '.join(SPLITS)}")
+    fold = scorer.config.fold if options.fold is None else options.fold
+    protocol = options.protocol or scorer.config.protocol
+    records, unread = load_dataset(
+        options.data, options.data_dir, scorer.config.decoding, say=lambda text: print(text, file=sys.stderr)
+    )
+    try:
+        records = split_records(records, options.split, protocol, fold)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+    records, skipped = records.usable(scorer.min_size, unread)
+    if not len(records):
+        raise UsageError(
+            f"--data {options.data}: no picture of {options.split} can be read and is large enough"
+        )
+    with tqdm(total=len(records), unit="photo", desc="score", mininterval=1) as bar:
+        scores, failed = scorer.score_records(records, progress=bar.update)
+    skipped |= {records.ids[index]: reason for index, reason in failed.items()}
+    if len(failed) == len(records):
+        _name_skipped(skipped)
+        raise UsageError(f"--data {options.data}: no picture of {options.split} could be read")
+    result = agreement(scores, records.scores, records.good)
+    print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
+    print(result.table())
+    described = {"data": options.data, "split": options.split, "protocol": protocol, "fold": fold}
+    described |= result.to_dict()
+    trained_for = (scorer.config.data, scorer.config.protocol, scorer.config.fold)
+    held_out = options.split == "test" and (options.data, protocol, fold) == trained_for
+    differing = [options.data] if options.data != scorer.config.data else []
+    differing += [protocol] if protocol != scorer.config.protocol else []
+    name = "-".join(["metrics", *differing, options.split, f"fold{fold}"])
+    name = "metrics.json" if held_out else f"{name}.json"
+    out = options.out or options.checkpoint / name
+    out.write_text(json.dumps(described, indent=2) + "\n")
+    return _name_skipped(skipped)
+
+
+def _score_photos(scorer: Scorer, options: Options) -> int:
+    photos = list(_expand(options.photos))
+    with tqdm(total=len(photos), unit="photo", desc="score", mininterval=1, disable=len(photos) < 100) as bar:
+        scores = scorer.score(photos, progress=bar.update)
+    for photo, score in zip(photos, scores, strict=True):
+        if not np.isnan(score):
+            print(f"{score:.3f}  {photo}")
+    if options.out:
+        described = {
+            str(photo): None if np.isnan(score) else float(score)
+            for photo, score in zip(photos, scores, strict=True)
+        }
+        options.out.write_text(json.dumps(described, indent=2) + "\n")
+    return _name_skipped({str(photos[place]): why for place, why in scorer.skipped.items()})
+
+
+def _expand(paths: Iterable[Path]) -> Iterable[Path]:
+    """Files as they are; of folders, all files whose name ends like a picture's, in order of name."""
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    for path in paths:
+        try:
+            is_folder = path.is_dir()
+        except OSError:  # a name that no file can have: reading it will say so
+            is_folder = False
+        if not is_folder:
+            yield path
+            continue
+        found = [file for file in files_below(path) if file.suffix.lower() in endings]
+        if not found:
+            raise UsageError(f"{path} is a folder without any picture: nothing to score")
+        yield from found
+
+
+def _name_skipped(skipped: dict[str, str]) -> int:
+    for name, reason in skipped.items():
+        print(f"skipped {name}: {reason}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} photographs skipped", file=sys.stderr)
+    return SKIPPED if skipped else DONE

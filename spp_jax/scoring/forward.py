@@ -1,0 +1,114 @@
+"""The forward program: a model in evaluation mode over the batches of a collection."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from spp_jax.buckets import BucketPlan
+from spp_jax.compilation import BucketExecutables, abstract, placements, replicated
+from spp_jax.data.loading import OF_ANOTHER_HOST, Batch, abstract_batch, load_batches, put
+from spp_jax.data.records import Records
+from spp_jax.data.schedule import in_order
+from spp_jax.training.losses import Loss
+
+__all__ = ["Judged", "forward_executables", "score_records", "unlabelled"]
+
+
+def forward_executables(
+    graph: nnx.GraphDef,
+    loss: Loss,
+    variables: nnx.State,
+    mesh: Mesh,
+    marks: int = 0,
+    fsdp: int | None = None,
+) -> BucketExecutables:
+    """The model in evaluation mode, ``(variables, batch) -> Judged``, for any bucket.
+
+    Args:
+        graph: the model's static part.
+        loss: how its logits are read.
+        variables: the others, or their shapes and dtypes.
+        mesh: as :func:`spp_jax.compilation.data_mesh` makes it.
+        marks: of the records' histograms, where they have them.
+        fsdp: as :func:`~spp_jax.compilation.placements` takes it, for the variables.
+    """
+    like = abstract(variables, placements(variables, mesh, fsdp))
+
+    def forward(variables: nnx.State, batch: Batch) -> Judged:
+        model = nnx.merge(graph, variables, copy=True)
+        model.eval()
+        logits = model(batch.images)
+        return Judged(loss.score(logits), loss.of(logits, batch), batch.weights)
+
+    return BucketExecutables(
+        forward,
+        lambda bucket: (like, abstract_batch(bucket, mesh, marks)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def unlabelled(logits: jax.Array, batch: Batch) -> jax.Array:
+    """In place of a loss where there are no labels: ``[batch, outputs] -> [batch]``, NaN."""
+    return jnp.full(len(logits), jnp.nan)
+
+
+class Judged(NamedTuple):
+    """What a forward program gives, each ``[batch]``, on every host.
+
+    Attributes:
+        scores: in [0, 1].
+        losses: by the labels.
+        weights: of the batch.
+    """
+
+    scores: jax.Array
+    losses: jax.Array
+    weights: jax.Array
+
+
+def score_records(
+    forward: BucketExecutables,
+    variables: nnx.State,
+    records: Records,
+    plan: BucketPlan,
+    mesh: Mesh,
+    progress: Callable[[int], Any] = lambda count: None,
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Score every record exactly once.
+
+    Args:
+        forward: as :func:`forward_executables` makes it.
+        variables: of the model.
+        records: pictures.
+        plan: buckets that hold them.
+        mesh: of ``forward``.
+        progress: called with the number of pictures done since the last call.
+
+    Returns:
+        Scores and losses, float32 ``[n]``, NaN where unreadable; and the reasons, by index.
+
+    Raises:
+        DoesNotFitError: a batch needs more memory than the device has.
+        FloatingPointError: the score of a picture that was read is no number.
+    """
+    scores, losses = np.full((2, len(records)), np.nan, np.float32)
+    skipped: dict[int, str] = {}
+    specs = in_order(records.sizes, plan)
+    for _ in forward.compile_all(spec.bucket for spec in specs):  # several at a time
+        pass
+    for spec, batch, failed in load_batches(records, specs, devices=mesh.size):
+        judged = jax.device_get(forward[spec.bucket].call(variables, put(batch, mesh)))
+        rows = np.flatnonzero(judged.weights)  # the others could not be read
+        if not np.isfinite(judged.scores[rows]).all():
+            raise FloatingPointError("the model gives scores that are no numbers: its training diverged")
+        members = np.asarray(spec.rows)[rows]
+        scores[members], losses[members] = judged.scores[rows], judged.losses[rows]
+        missing = set(spec.rows) - set(members.tolist())
+        skipped |= {index: failed.get(index, OF_ANOTHER_HOST) for index in sorted(missing)}
+        progress(len(spec.rows))
+    return scores, losses, skipped
