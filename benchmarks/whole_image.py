@@ -279,7 +279,7 @@ def main() -> int:
     if options.alone:
         if options.core is not None:
             os.sched_setaffinity(0, {options.core})
-        spp_jax.models._MODELS["unmasked"] = unmasked  # pyright: ignore[reportArgumentType]
+        spp_jax.models.MODELS.add("unmasked", unmasked)
         return run(options.alone, found[options.alone.split("/")[0]], options)
     results: dict[str, dict[str, list[dict]]] = {}
     moved: dict[str, list[dict]] = {}

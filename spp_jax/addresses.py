@@ -8,14 +8,13 @@ file system: gcsfs for ``gs://``, s3fs for ``s3://``.
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from etils import epath
-from tyro.constructors import PrimitiveConstructorSpec
 
-from spp_jax.config import UsageError
+from spp_jax.errors import UsageError
 
-__all__ = ["AnyPath", "files_below", "is_address", "path_at", "stamp"]
+__all__ = ["files_below", "is_address", "path_at", "stamp"]
 
 
 _COLLAPSED = re.compile("[a-z0-9]+:/[^/]")
@@ -83,16 +82,3 @@ def files_below(folder: Path) -> list[Path]:
     for path in folder.iterdir():
         found += files_below(path) if path.is_dir() else [path]
     return sorted(found)
-
-
-AnyPath = Annotated[
-    Path,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda texts: path_at(texts[0]),
-        is_instance=lambda value: isinstance(value, os.PathLike),
-        str_from_instance=lambda path: [os.fspath(path)],
-    ),
-]
-"""The type of a command-line option that may be an address."""

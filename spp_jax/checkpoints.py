@@ -1,8 +1,10 @@
 """Orbax, and nothing else knows Orbax: a run's state on disk, and all that rebuilds its model."""
 
 import contextlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,10 +15,13 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from spp_jax.addresses import is_address
 from spp_jax.buckets import BucketPlan
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
+from spp_jax.errors import UsageError
+from spp_jax.registry import fingerprint
 
 __all__ = ["About", "Checkpoints"]
 
+_log = logging.getLogger(__name__)
 _FORMAT = 2
 _NOT_JUDGED = -2.0  # below every correlation: Orbax complains where there is no figure
 _KEPT = 2  # of the latest; and the best
@@ -30,12 +35,31 @@ class About(NamedTuple):
         plan: its buckets and batch sizes.
         records: digest of the training records.
         marks: the score that each mark of their votes stands for; empty where they are not used.
+        parts: for a model or a loss that is no part of this package, a digest of its source file.
     """
 
     config: RunConfig
     plan: BucketPlan
     records: str
     marks: tuple[float, ...] = ()
+    parts: Mapping[str, str] = MappingProxyType({})
+
+    @classmethod
+    def of(cls, config: RunConfig, plan: BucketPlan, records: str, marks: tuple[float, ...] = ()) -> "About":
+        """What a run says of itself now, its foreign parts as they are on the disk."""
+        digests = {name: fingerprint(name) for name in (config.model, config.loss)}
+        foreign = {name: digest for name, digest in digests.items() if digest is not None}
+        return cls(config, plan, records, marks, foreign)
+
+    def check_parts(self) -> None:
+        """Warn of each foreign part that has changed since.
+
+        Raises:
+            UsageError: one is gone.
+        """
+        for name, digest in self.parts.items():
+            if fingerprint(name) != digest:
+                _log.warning(f"{name} has changed since this checkpoint was written")
 
 
 class Checkpoints:
@@ -95,6 +119,7 @@ class Checkpoints:
                 BucketPlan.from_json(fields["plan"]),
                 fields["records"],
                 tuple(fields["marks"]),
+                fields.get("parts", {}),  # which the first checkpoints of this format lack
             )
         except (KeyError, TypeError, ValueError, OSError, UsageError) as error:
             raise UsageError(
@@ -124,6 +149,7 @@ class Checkpoints:
             "plan": about.plan.to_json(),
             "records": about.records,
             "marks": about.marks,
+            "parts": dict(about.parts),
         }
         self._written(
             lambda: self._open().save(

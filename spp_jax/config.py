@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from spp_jax.errors import UsageError
+from spp_jax.registry import absolute
+
 __all__ = ["ANY_SIZE", "Decoding", "RunConfig", "UsageError"]
-
-
-class UsageError(Exception):
-    """The user asked for something that cannot be; the message is one line and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +56,9 @@ _OPTIMIZERS = ("adamw", "sgd")
 _DTYPES = ("float32", "bfloat16", "float64")
 _INPUTS = ("full", "warp", "crop", "pad")
 
+AS_IT_WAS: dict[str, Any] = {}
+"""For each field whose default is not what runs did before there was the field: what they did."""
+
 ANY_SIZE = Decoding(refuse_pixels=2**62)
 """Refuses no size: for facts about pictures that are kept, whatever a later run refuses."""
 
@@ -66,7 +68,7 @@ class RunConfig:
     """What decides a training run's result, together with its records."""
 
     data: str = "distorted_photos"
-    """Data set."""
+    """Data set: a name that spp_jax.data.list_datasets() gives, or file.py:thing of your own."""
     protocol: str = "folds"
     """How the data set is split: folds (five, each group tested in one), random (ten, 80/10/10 by group),
     or official, the source's own."""
@@ -88,7 +90,11 @@ class RunConfig:
     max_failed: float = 0.1
     """A run stops when more than this share of all pictures had to be skipped."""
     model: str = "compact"
-    """Network: a name that spp_jax.list_models() gives."""
+    """Network: a name that spp_jax.list_models() gives, or file.py:function or package.module:function of
+    your own."""
+    model_options: tuple[str, ...] = ()
+    """Options of the network's own, each NAME=VALUE, as its function documents them: hidden=32
+    widths=(16,32)."""
     levels: tuple[int, ...] = (1, 2, 4)
     """The pyramid: bins per side, level by level."""
     epochs: int = 30
@@ -115,7 +121,8 @@ class RunConfig:
     keeps everything all the same."""
     loss: str = "cross_entropy"
     """What is trained for: cross_entropy (the score, taken for the probability of being good), good (binary
-    cross-entropy on it), huber (regression on the score), emd (squared earth mover's distance of votes)."""
+    cross-entropy on it), huber (regression on the score), emd (squared earth mover's distance of votes), or
+    file.py:thing of your own."""
     huber_delta: float = 0.1
     """Of --loss huber: the error, in scores, from which it grows linearly and no longer by its square."""
     optimizer: str = "adamw"
@@ -161,6 +168,8 @@ class RunConfig:
         Raises:
             UsageError: naming the field, the value and what it may be.
         """
+        for name in ("data", "model", "loss"):  # of the user's own: found from every folder
+            object.__setattr__(self, name, absolute(getattr(self, name)))
         for name in (
             "epochs",
             "buckets",
@@ -195,8 +204,7 @@ class RunConfig:
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} {getattr(self, name)}: must be {expected}")
+            raise UsageError(f"{name} must be {expected}, not {getattr(self, name)}", name)
 
     @property
     def decoding(self) -> Decoding:
@@ -220,19 +228,22 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "RunConfig":
-        """From what :meth:`to_dict` gave, also by way of JSON.
+        """From what :meth:`to_dict` gave, also by way of JSON and in an older version.
+
+        A field that did not exist then has the value that means "as it was then": that of
+        :data:`AS_IT_WAS` where it is there, else its default.
 
         Raises:
-            UsageError: a field is unknown or missing: the checkpoint is another version's.
+            UsageError: a field is unknown: a later version wrote it.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if set(fields) != known:
+        if unknown := sorted(set(fields) - known):
             raise UsageError(
-                "this configuration was written by another version of spp_jax: the fields "
-                f"{sorted(set(fields) ^ known)} are in one of them only"
+                "this configuration was written by a later version of spp_jax, whose "
+                f"{', '.join(unknown)} this one does not know: install that version"
             )
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**values)
+        values = {k: v for k, v in AS_IT_WAS.items() if k in known} | fields
+        return cls(**{name: _hashable(value) for name, value in values.items()})
 
     def differences(self, other: "RunConfig") -> tuple[list[str], list[str]]:
         """The fields in which two configurations differ, as ``name: mine, not theirs``.
@@ -248,3 +259,8 @@ class RunConfig:
                     f"{name}: {json.dumps(mine[name])}, not {json.dumps(theirs[name])}"
                 )
         return told
+
+
+def _hashable(value: Any) -> Any:
+    """Lists, which JSON makes of tuples, as tuples again."""
+    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value

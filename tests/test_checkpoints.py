@@ -15,7 +15,7 @@ from spp_jax import Bucket, BucketPlan, Scorer, create_model
 from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.config import RunConfig, UsageError
 from spp_jax.models.weights import take_variables
-from spp_jax.training import create_training
+from spp_jax.training import configured_training
 
 PLAN = BucketPlan((Bucket((32, 48), 2),))
 ABOUT = About(RunConfig(steps=3, levels=(1, 3)), PLAN, "0123")
@@ -27,7 +27,7 @@ def variables(seed=0, **options):
 
 @pytest.fixture
 def training():
-    return create_training(RunConfig(), 10, 8.0)[1].opt_state
+    return configured_training(RunConfig(), 10, 8.0)[1].opt_state
 
 
 def assert_equal(found, expected):
@@ -76,7 +76,7 @@ def test_a_folder_without_a_checkpoint_says_what_to_give(tmp_path):
 def test_a_checkpoint_of_another_version_is_refused(saved, change):
     file = saved / "checkpoints" / "3" / "about" / "metadata"
     fields = json.loads(file.read_text())
-    fields[change] = {"format": 99, "config": {"data": "x"}, "plan": "{}"}[change]
+    fields[change] = {"format": 99, "config": {"colour": "x"}, "plan": "{}"}[change]
     file.write_text(json.dumps(fields))
     with Checkpoints(saved) as checkpoints, pytest.raises(UsageError, match="no checkpoint of this version"):
         checkpoints.about()
@@ -143,12 +143,12 @@ import pathlib, sys
 import jax
 jax.config.update("jax_num_cpu_devices", 8)
 from spp_jax.compilation import data_mesh, placements
-from test_checkpoints import ABOUT, Checkpoints, RunConfig, create_training, variables
+from test_checkpoints import ABOUT, Checkpoints, RunConfig, configured_training, variables
 state = variables(seed=3)
 state = jax.device_put(state, placements(state, data_mesh(), 100))
 assert any(not leaf.is_fully_replicated for leaf in jax.tree.leaves(state))
 with Checkpoints(pathlib.Path(sys.argv[1])) as checkpoints:
-    checkpoints.save(1, state, create_training(RunConfig(), 10, 8.0)[1].opt_state, ABOUT)
+    checkpoints.save(1, state, configured_training(RunConfig(), 10, 8.0)[1].opt_state, ABOUT)
     checkpoints.wait()
 """
 
@@ -170,7 +170,7 @@ def test_what_eight_devices_saved_another_run_begins_with_on_one(tmp_path):
 @pytest.mark.parametrize("part", ["model", "training"])
 def test_where_what_it_says_of_its_arrays_is_gone_it_is_damaged_and_not_of_another_model(saved, part):
     (saved / "checkpoints" / "3" / part / "_METADATA").unlink()
-    training = create_training(RunConfig(), 10, 8.0)[1].opt_state
+    training = configured_training(RunConfig(), 10, 8.0)[1].opt_state
     with Checkpoints(saved) as checkpoints:
         restore = {"model": checkpoints.restore_model, "training": checkpoints.restore_training}[part]
         with pytest.raises(UsageError, match="cannot be restored") as caught:
@@ -186,9 +186,9 @@ def at(state: nnx.State, path: str):
 
 FILL = """
 import contextlib, pathlib, sys
-from test_checkpoints import ABOUT, Checkpoints, RunConfig, create_training, variables
+from test_checkpoints import ABOUT, Checkpoints, RunConfig, configured_training, variables
 disk = pathlib.Path(sys.argv[1])
-training = create_training(RunConfig(), 10, 8.0)[1].opt_state
+training = configured_training(RunConfig(), 10, 8.0)[1].opt_state
 with Checkpoints(disk) as checkpoints:
     for step in range(1, 99):
         try:

@@ -16,7 +16,7 @@ from spp_jax.config import RunConfig
 from spp_jax.data.loading import Batch
 from spp_jax.models.weights import flat_names, from_torchvision, take_variables
 from spp_jax.testing import padded_tensors, relative_errors
-from spp_jax.training import create_training, train_step
+from spp_jax.training import configured_training, train_step
 
 PUBLISHED = {  # parameters of the convolutional part; of the ResNets all but their last layer
     "alexnet": 2_469_696,
@@ -156,14 +156,14 @@ def test_padded_it_gives_what_torch_gives_on_each_of_20_pictures_alone(name):
 def narrow_heads(monkeypatch):
     """Making and moving a hundred million weights of 4,096 units takes longer than all else of a step."""
     for name in ("alexnet", "mna", "vgg16", "zf5"):
-        narrow = functools.partial(spp_jax.models._MODELS[name], hidden=(64, 64))
-        monkeypatch.setitem(spp_jax.models._MODELS, name, narrow)
+        narrow = functools.partial(spp_jax.models.MODELS[name], hidden=(64, 64))
+        monkeypatch.setitem(spp_jax.models.MODELS._entries, name, narrow)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SLOW)
 def test_it_trains_a_step(name, dtype, narrow_heads):
-    recipe, state = create_training(
+    recipe, state = configured_training(
         RunConfig(model=name, dtype=dtype, warmup=0, remat=(name, dtype) == ("resnet18", "bfloat16")), 10, 2.0
     )
     rng = np.random.default_rng(0)

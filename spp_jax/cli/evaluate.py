@@ -1,7 +1,8 @@
-"""Apply a trained judge: to a split of a data set, or to photographs. `--help` lists every option."""
+"""`spp-jax evaluate`: apply a trained judge, to a split of a data set or to photographs."""
 
 import dataclasses
 import json
+import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,16 +13,18 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from spp_jax.addresses import AnyPath, files_below
-from spp_jax.compilation import DoesNotFitError, default_cache_dir, use_compilation_cache
-from spp_jax.config import UsageError
+from spp_jax.addresses import files_below
+from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.program import DONE, SKIPPED, run_program
+from spp_jax.compilation import default_cache_dir, use_compilation_cache
 from spp_jax.data import load_dataset
 from spp_jax.data.decoding import FORMATS
 from spp_jax.data.records import SPLITS, split_records
+from spp_jax.errors import UsageError
 from spp_jax.metrics import agreement
-from spp_jax.scoring import Scorer
+from spp_jax.scoring import Scorer, shipped
 
-DONE, FAILED, WRONG_USE, SKIPPED = 0, 1, 2, 3
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Options:
     error).
     """
 
-    checkpoint: AnyPath = Path(__file__).parents[2] / "checkpoints" / "compact"
+    checkpoint: AnyPath | None = None
     """Folder of a run: the --out of train.py. Default: the judge that ships, a small one, of technical
     quality; its README says what it learned."""
     data: str | None = None
@@ -58,26 +61,18 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # pyright: ignore  # file names need not be text
-    try:
-        options = tyro.cli(Options, args=arguments)
+
+    def work() -> int:
+        options = tyro.cli(Options, prog="spp-jax evaluate", args=arguments)
         if bool(options.data) == bool(options.photos):
             raise UsageError("give either --data NAME or --photos PATH [PATH ...]")
         if options.out and not options.out.absolute().parent.is_dir():
             raise UsageError(f"--out {options.out}: there is no folder {options.out.absolute().parent}")
         use_compilation_cache(options.cache_dir)
-        scorer = Scorer.from_checkpoint(options.checkpoint)
+        scorer = Scorer.from_checkpoint(options.checkpoint or shipped("compact"))
         return _evaluate_data(scorer, options) if options.data else _score_photos(scorer, options)
-    except UsageError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return WRONG_USE
-    except (OSError, FloatingPointError, DoesNotFitError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("evaluate.py: interrupted", file=sys.stderr)
-        return FAILED
+
+    return run_program("spp-jax evaluate", Options, work)
 
 
 def _evaluate_data(scorer: Scorer, options: Options) -> int:
@@ -86,9 +81,7 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
         raise UsageError(f"--split {options.split}: unknown; known are {', '.join(SPLITS)}")
     fold = scorer.config.fold if options.fold is None else options.fold
     protocol = options.protocol or scorer.config.protocol
-    records, unread = load_dataset(
-        options.data, options.data_dir, scorer.config.decoding, say=lambda text: print(text, file=sys.stderr)
-    )
+    records, unread = load_dataset(options.data, options.data_dir, scorer.config.decoding, say=_log.info)
     try:
         records = split_records(records, options.split, protocol, fold)
     except ValueError as error:
@@ -115,7 +108,7 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     differing += [protocol] if protocol != scorer.config.protocol else []
     name = "-".join(["metrics", *differing, options.split, f"fold{fold}"])
     name = "metrics.json" if held_out else f"{name}.json"
-    out = options.out or options.checkpoint / name
+    out = options.out or (options.checkpoint or shipped("compact")) / name
     out.write_text(json.dumps(described, indent=2) + "\n")
     return _name_skipped(skipped)
 

@@ -1,8 +1,6 @@
 """Records in, batches out. A data set is a folder here, and its name in the list."""
 
 import contextlib
-import functools
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +11,28 @@ from spp_jax.addresses import is_address
 from spp_jax.config import ANY_SIZE, Decoding, UsageError
 from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import UnreadableError, photo_size
-from spp_jax.data.folder import load_folder
 from spp_jax.data.records import Records
+from spp_jax.registry import Registry
 
-__all__ = ["list_datasets", "load_dataset"]
+__all__ = ["DATASETS", "list_datasets", "load_dataset"]
 
 _INDEX_FORM = 1
+_BUILT = ("ava", "distorted_photos", "koniq10k", "live_iqa", "live_wild", "savoias")
+
+
+DATASETS: Registry[Any] = Registry(
+    "data set",
+    {name: f"spp_jax.data.{name}.{name}_dataset_builder:Builder" for name in _BUILT}
+    | {"folder": "spp_jax.data.folder:load_folder"},
+    argument="data",
+)
+"""Builders of TFDS, which prepare a data set once (:class:`spp_jax.data.photo_builder.PhotoBuilder`), and
+functions ``(data_dir, decoding) -> (Records, reasons)``, which read one in place."""
 
 
 def list_datasets() -> list[str]:
     """The names that :func:`load_dataset` takes."""
-    return sorted(_DATASETS)
+    return list(DATASETS)
 
 
 def load_dataset(
@@ -32,7 +41,7 @@ def load_dataset(
     """All records of a data set, ordered by id; prepared on first use.
 
     Args:
-        name: one of :func:`list_datasets`.
+        name: one of :func:`list_datasets`, or ``file.py:thing`` of one's own: a builder or a function.
         data_dir: where prepared data sets are kept, and where the user puts downloads, in
             ``manual/NAME``; for ``folder``, the user's own folder.
         decoding: how pictures become pixels.
@@ -45,23 +54,28 @@ def load_dataset(
     Raises:
         UsageError: the name is unknown, or something that the data set needs is not there.
     """
-    if name not in _DATASETS:
-        raise UsageError(f"--data {name}: unknown; known are {', '.join(list_datasets())}")
-    return _DATASETS[name](data_dir, decoding, say)
+    try:
+        found = DATASETS[name]
+    except UsageError as error:
+        if name in DATASETS and isinstance(error.__cause__, ModuleNotFoundError):
+            lacks = f"{name} needs the package {error.__cause__.name}: pip install 'spp_jax[demo]'"
+            raise UsageError(lacks) from None
+        raise
+    if isinstance(found, type):
+        return _built(found, name, data_dir, decoding, say)
+    if name == "folder":
+        return found(data_dir, decoding, say)
+    return found(data_dir, decoding)
 
 
 def _built(
-    name: str, data_dir: Path, decoding: Decoding, say: Callable[[str], None]
+    make: Any, name: str, data_dir: Path, decoding: Decoding, say: Callable[[str], None]
 ) -> tuple[Records, dict[str, str]]:
     """By a TFDS builder: prepared once for each content; read are all but the pictures."""
-    try:
-        make = importlib.import_module(f"spp_jax.data.{name}.{name}_dataset_builder").Builder
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{name} needs the package {error.name}: pip install 'spp_jax[demo]'") from None
     import tensorflow_datasets as tfds
 
     if is_address(data_dir):
-        raise UsageError(f"--data-dir {data_dir}: what --data {name} prepares needs a folder on a disk")
+        raise UsageError(f"data_dir {data_dir}: what the data set {name} prepares needs a folder on a disk")
     downloads = data_dir / "manual" / name
     key = make.content_key(downloads)
 
@@ -130,14 +144,3 @@ def _reason(photo: bytes, prepared: Any) -> str:
     except UnreadableError as error:
         return str(error) if photo else "there is no such file, or it is empty"
     return f"could not be read when the data set was prepared: remove {prepared} to prepare it anew"
-
-
-_DATASETS: dict[str, Callable[..., tuple[Records, dict[str, str]]]] = {
-    "ava": functools.partial(_built, "ava"),
-    "distorted_photos": functools.partial(_built, "distorted_photos"),
-    "folder": load_folder,
-    "koniq10k": functools.partial(_built, "koniq10k"),
-    "live_iqa": functools.partial(_built, "live_iqa"),
-    "live_wild": functools.partial(_built, "live_wild"),
-    "savoias": functools.partial(_built, "savoias"),
-}

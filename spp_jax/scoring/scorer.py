@@ -60,6 +60,7 @@ class Scorer:
         with Checkpoints(path_at(path)) as checkpoints:
             about = checkpoints.about()
             config = about.config
+            about.check_parts()
             try:
                 loss = create_loss(config.loss, marks=about.marks, huber_delta=config.huber_delta)
                 model = build_model(config, loss.outputs)

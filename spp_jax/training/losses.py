@@ -1,7 +1,8 @@
 """Losses: from logits and labels to one number a picture; and from logits to the score that is judged.
 
-A new one is a function here and a line in the table. All are pure, take no mean (a step weighs pictures by
-:attr:`Batch.weights`), compute in float32 at least, and refuse shapes that broadcasting would hide.
+A new one is a function here and a line in the table, or ``file.py:function`` of one's own. All are pure, take
+no mean (a step weighs pictures by :attr:`Batch.weights`), compute in float32 at least, and refuse shapes that
+broadcasting would hide.
 """
 
 import dataclasses
@@ -11,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from spp_jax.config import UsageError
 from spp_jax.data.loading import Batch
+from spp_jax.errors import UsageError
+from spp_jax.registry import Registry
 
-__all__ = ["Loss", "create_loss", "list_losses"]
+__all__ = ["LOSSES", "Loss", "create_loss", "list_losses"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,21 +38,21 @@ def create_loss(name: str, *, marks: Sequence[float] = (), huber_delta: float = 
     """A loss by name.
 
     Args:
-        name: one of :func:`list_losses`.
+        name: one of :func:`list_losses`, or ``file.py:thing`` of one's own: a :class:`Loss`, or a function
+            that is given ``marks`` and ``huber_delta`` and returns one.
         marks: the score that each mark stands for, worst first; empty where the records have no votes.
         huber_delta: of ``huber``: the error, in scores, from which it grows linearly.
 
     Raises:
         UsageError: the name is unknown, or the loss needs votes and there are none.
     """
-    if name not in _LOSSES:
-        raise UsageError(f"--loss {name}: unknown; known are {', '.join(list_losses())}")
-    return _LOSSES[name](marks=tuple(marks), huber_delta=huber_delta)
+    found = LOSSES[name]
+    return found if isinstance(found, Loss) else found(marks=tuple(marks), huber_delta=huber_delta)
 
 
 def list_losses() -> list[str]:
     """The names that :func:`create_loss` takes."""
-    return sorted(_LOSSES)
+    return list(LOSSES)
 
 
 def _cross_entropy(marks: tuple[float, ...], huber_delta: float) -> Loss:
@@ -80,7 +82,7 @@ def _emd(marks: tuple[float, ...], huber_delta: float) -> Loss:
     equation 1 with r = 2) trains on its root. The score is the mean of the marks.
     """
     if not marks:
-        raise UsageError("--loss emd: needs a data set with votes, such as ava or koniq10k")
+        raise UsageError("loss emd needs a data set with votes, such as ava or koniq10k", "loss")
     values = jnp.asarray(marks)
 
     def of(logits: jax.Array, batch: Batch) -> jax.Array:
@@ -119,9 +121,9 @@ def _check(logits: jax.Array, expected: tuple, name: str, labels: jax.Array | No
         )
 
 
-_LOSSES: dict[str, Callable[..., Loss]] = {
-    "cross_entropy": _cross_entropy,
-    "good": _good,
-    "huber": _huber,
-    "emd": _emd,
-}
+LOSSES: Registry[Loss | Callable[..., Loss]] = Registry(
+    "loss",
+    {"cross_entropy": _cross_entropy, "good": _good, "huber": _huber, "emd": _emd},
+    argument="loss",
+)
+"""Losses, or functions ``(marks, huber_delta) -> Loss``."""

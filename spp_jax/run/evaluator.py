@@ -1,0 +1,49 @@
+"""The evaluator: scores a run's validation and test parts, with the parameters of the moment."""
+
+import numpy as np
+
+from spp_jax.data.records import Records
+from spp_jax.errors import UsageError
+from spp_jax.metrics import agreement
+from spp_jax.run.job import Job
+from spp_jax.scoring.forward import forward_executables, score_records
+from spp_jax.training import Recipe, TrainState
+
+__all__ = ["Evaluator"]
+
+
+class Evaluator:
+    """Scores the parts that are not trained on, in the buckets of the run.
+
+    Attributes:
+        forward: the forward program, by bucket.
+        buckets: those that validation and test need.
+    """
+
+    def __init__(self, recipe: Recipe, state: TrainState, job: Job, fsdp: int | None):
+        """Make the programs; none is compiled yet. ``state``: or its shapes and dtypes."""
+        self._plan, self._mesh = job.schedule.plan, job.mesh
+        self.forward = forward_executables(
+            recipe.graph, recipe.loss, state.model, job.mesh, len(job.marks), fsdp
+        )
+        judged = np.concatenate([job.parts[split].sizes for split in ("validation", "test")])
+        self.buckets = tuple(
+            job.schedule.plan.buckets[i] for i in np.unique(job.schedule.plan.assign(judged))
+        )
+
+    def score(self, state: TrainState, records: Records) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
+        """Scores and losses, float32 ``[n]``, and the reason for each that could not be read, by its id.
+
+        Raises:
+            UsageError: not one could be read.
+        """
+        scores, losses, failed = score_records(self.forward, state.model, records, self._plan, self._mesh)
+        if len(failed) == len(records):
+            raise UsageError(f"not one of the {len(records)} photographs to judge by could be read")
+        return scores, losses, {records.ids[index]: reason for index, reason in failed.items()}
+
+    def validate(self, state: TrainState, records: Records) -> tuple[dict, np.ndarray, dict[str, str]]:
+        """The figures, the scores, and what could not be read."""
+        scores, losses, failed = self.score(state, records)
+        figures = agreement(scores, records.scores, records.good).to_dict()
+        return {"loss": float(np.nanmean(losses)), **figures}, scores, failed
