@@ -84,7 +84,9 @@ class TestEveryLoss:
 
 
 def test_what_is_unknown_or_lacks_votes_is_refused():
-    with pytest.raises(UsageError, match="loss .nosuch. is unknown; known are cross_entropy, emd, good, huber"):
+    with pytest.raises(
+        UsageError, match=r"loss 'nosuch' is unknown; known are cross_entropy, emd, good, huber"
+    ):
         create_loss("nosuch")
     with pytest.raises(UsageError, match="loss emd needs a data set with votes"):
         create_loss("emd")
