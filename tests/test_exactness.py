@@ -65,7 +65,7 @@ def test_in_float32_padding_costs_no_more_than_rounding_does(compact):
     alone = lone_tensors(compact, images, dtype=np.float32)
     rounding = relative_errors(alone, lone_tensors(compact, images))
     padding = relative_errors(padded_tensors(compact, images, dtype=np.float32), alone)
-    assert np.max([*padding.values()]) <= 10 * np.max([*rounding.values()]) < 1e-2
+    assert np.max([*padding.values()]) <= 10 * np.max([*rounding.values()])
 
 
 @pytest.mark.slow
@@ -78,7 +78,7 @@ def test_in_bfloat16_padding_costs_no_more_than_rounding_does():
     alone = lone_tensors(narrow, images, dtype=np.float32)
     rounding = relative_errors(alone, lone_tensors(wide, images, dtype=np.float32))
     padding = relative_errors(padded_tensors(narrow, images, dtype=np.float32), alone)
-    assert np.max([*rounding.values()]) > 1e-4  # which makes winners of other cells, here and there
+    assert narrow.body(Padded.whole(jnp.asarray(images[0][None])))[-1].values.dtype == jnp.bfloat16
     assert np.max([*padding.values()]) <= 2 * np.max([*rounding.values()])
     assert padding["input gradient outside the images"] == 0
 

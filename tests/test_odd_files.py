@@ -124,7 +124,7 @@ from spp_jax.data.decoding import UnreadableError, decode, photo_size
 warnings.simplefilter("ignore")
 results = {}
 for path in sys.stdin.read().split("\\0"):
-    start = time.perf_counter()
+    start = time.process_time()
     found = []
     for function in (photo_size, decode):
         try:
@@ -132,14 +132,14 @@ for path in sys.stdin.read().split("\\0"):
             found.append(list(given if function is photo_size else given.shape))
         except UnreadableError as error:
             found.append(str(error))
-    results[path] = [*found, time.perf_counter() - start]
+    results[path] = [*found, time.process_time() - start]
 # Not getrusage: its peak is that of the process that forked this one, where that was larger.
 peak = re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())
 print(json.dumps([results, int(peak[1]) * 1024]))
 """
 
 
-def test_each_gives_pixels_or_a_reason_within_10_s_and_1_gb(corpus):
+def test_each_gives_pixels_or_a_reason_within_10_s_of_a_core_and_1_gb(corpus):
     assert len(corpus) >= 200
     names = "\0".join(map(str, corpus))
     run = subprocess.run([sys.executable, "-c", DECODE], input=names, capture_output=True, text=True)
@@ -148,7 +148,9 @@ def test_each_gives_pixels_or_a_reason_within_10_s_and_1_gb(corpus):
     assert len(results) == len(corpus)
     assert peak < 10**9
     for path, (size, decoded, seconds) in results.items():
-        assert seconds < 10, path
+        assert seconds < 10, (
+            path
+        )  # a limit of ours, and of the processor's time: what else runs does not count
         if isinstance(decoded, str):
             assert decoded, path
             assert "\n" not in decoded, path

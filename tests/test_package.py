@@ -1,6 +1,9 @@
+import ast
 import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import spp_jax
 
@@ -45,3 +48,84 @@ def test_options_are_keyword_only_and_public_functions_document_every_argument()
 
 def test_an_unknown_name_is_an_attribute_error():
     assert not hasattr(spp_jax, "spatial_pyramid_pooling")
+
+
+ROOMS = (
+    ("cli",),
+    ("run", "scoring"),
+    ("training",),
+    ("models",),
+    ("layers", "data"),
+    ("compilation", "checkpoints"),
+    ("pooling", "padded", "buckets", "metrics", "addresses", "registry"),
+    ("config",),
+)
+"""Folders and files of spp_jax, from top to bottom: a room imports those of lower rows, not of its own."""
+
+KNOWS: dict[str, set[str]] = {
+    "layers": {"padded", "pooling"},
+    "compilation": {"buckets", "padded", "config"},
+    "checkpoints": {"buckets", "addresses", "config"},
+    "pooling": set(),
+    "padded": set(),
+    "buckets": set(),
+    "metrics": set(),
+}
+"""Where a room knows fewer than those."""
+
+OUTSIDE = {"jax", "numpy", "jaxtyping"}
+"""All that the op stands on, the standard library aside."""
+
+PACKAGE = Path(spp_jax.__file__).parent
+
+
+def imports(file: Path) -> Iterator[str]:
+    """Modules that a file imports anywhere, by their full names."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: relative imports hide where a name comes from"
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def room(module: str) -> str:
+    return (module.split(".") + [""])[1]
+
+
+def upwards() -> set[tuple[str, str]]:
+    """(file, room) for each import that its room may not have."""
+    row = {name: number for number, names in enumerate(ROOMS) for name in names}
+    wrong = set()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        own = file.relative_to(PACKAGE).with_suffix("").parts[0]
+        if own in (
+            "__init__",
+            "testing",
+        ):  # one names what is public, the other holds rooms to their promises
+            continue
+        assert own in row, f"{file.relative_to(PACKAGE)}: add it to ROOMS"
+        for other in {room(name) for name in imports(file) if name.split(".")[0] == "spp_jax"} - {own}:
+            known = other in row and row[other] > row[own] and other in KNOWS.get(own, row)
+            if not known:
+                wrong.add((str(file.relative_to(PACKAGE)), other))
+    return wrong
+
+
+def test_no_room_imports_one_above_it_or_beside_it():
+    assert not upwards()
+
+
+def test_files_of_the_op_import_downwards_and_nothing_but_jax_and_numpy():
+    files = sorted((PACKAGE / "pooling").glob("*.py"))
+    below = {}
+    for file in files:
+        names = set(imports(file))
+        foreign = {name.split(".")[0] for name in names} - {"spp_jax", *sys.stdlib_module_names}
+        assert foreign <= OUTSIDE, file.name
+        below[file.stem] = {name.split(".")[2] for name in names if name.startswith("spp_jax.pooling.")}
+    done: set[str] = set()
+    while left := below.keys() - done:
+        free = {name for name in left if below[name] <= done}
+        assert free, f"a circle among {sorted(left)}"
+        done |= free

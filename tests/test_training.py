@@ -3,6 +3,7 @@ import functools
 import json
 import math
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -329,7 +330,11 @@ class TestOptimization:
         assert {leaf.dtype for leaf in jax.tree.leaves(run.state) if leaf.ndim} == {jnp.dtype("float32")}
         for one, two in zip(seen, expected, strict=True):
             assert one["loss"] == pytest.approx(two["loss"], rel=0.05)
-        assert seen[-1]["loss"] != expected[-1]["loss"]  # else nothing was computed in bfloat16
+        step = jax.jit(functools.partial(train_step, run.recipe))
+        program = step.lower(run.state, abstract_batch(schedule.buckets[0], MESH)).as_text()
+        convolutions = re.findall(r"stablehlo.convolution.*-> tensor<\S*x(\w+)>", program)
+        assert convolutions
+        assert set(convolutions) == {"bf16"}
 
     def test_votes_are_trained_on_by_their_distance(self, schedule):
         votes = np.random.default_rng(0).dirichlet(np.ones(3), len(RECORDS)).astype(np.float32)

@@ -35,7 +35,9 @@ from jax.core import Tracer
 __all__ = [
     "AxisPlan",
     "Level",
+    "Levels",
     "bin_edges",
+    "cells_in_bins",
     "check_lengths",
     "longest_bin",
     "normalize_levels",
@@ -46,6 +48,9 @@ __all__ = [
 
 Level: TypeAlias = "int | Sequence[int]"
 """Bins along every spatial axis, or one count per spatial axis."""
+
+Levels: TypeAlias = tuple[tuple[int, ...], ...]
+"""A pyramid as :func:`normalize_levels` gives it: hashable, one count of bins per spatial axis."""
 
 
 _MOST_CELLS = np.iinfo(np.int32).max
@@ -226,7 +231,7 @@ def turned_bins(levels: Sequence[Level]) -> np.ndarray:
     return np.concatenate(places)
 
 
-def normalize_levels(levels: Sequence[Level], spatial_rank: int) -> tuple[tuple[int, ...], ...]:
+def normalize_levels(levels: Sequence[Level], spatial_rank: int) -> Levels:
     """Levels as a hashable tuple with one count of bins per spatial axis: ``(2,) -> ((2, 2),)``.
 
     Args:
@@ -251,6 +256,27 @@ def normalize_levels(levels: Sequence[Level], spatial_rank: int) -> tuple[tuple[
             )
         normal.append(tuple(_positive_int(n, f"levels={levels!r}: bins") for n in axes))
     return tuple(normal)
+
+
+def cells_in_bins(lengths: jax.Array, levels: Levels, rule: str) -> jax.Array:
+    """How many cells each bin has.
+
+    Args:
+        lengths: int32 ``[batch, windows, spatial_rank]``, in cells.
+        levels: normal.
+        rule: one of those above.
+
+    Returns:
+        int32 ``[batch, windows, bins, 1]``: bins in the order of ``levels``, row-major inside a level.
+    """
+    counts = []
+    for level in levels:
+        cells = jnp.ones((*lengths.shape[:2], 1), jnp.int32)
+        for axis, bins in enumerate(level):
+            starts, stops = bin_edges(lengths[..., axis], bins, rule=rule)
+            cells = (cells[..., None] * (stops - starts)[..., None, :]).reshape(*lengths.shape[:2], -1)
+        counts.append(cells)
+    return jnp.concatenate(counts, axis=-1)[..., None]
 
 
 @functools.lru_cache(maxsize=1024)
