@@ -30,6 +30,7 @@ class Decoding:
             of the shorter side (at 224, torchvision's 256 and 224); ``pad``, scaled and laid in the middle
             of the background.
         input_side: pixels of the squares.
+        refuse_seconds: of processor time: a file that takes longer to decode is refused.
     """
 
     max_pixels: int | None = None
@@ -37,6 +38,7 @@ class Decoding:
     background: tuple[int, int, int] = (255, 255, 255)
     input: str = "full"
     input_side: int = 224
+    refuse_seconds: float = 10.0
 
     def scaled(self, sizes: Any) -> np.ndarray:
         """The sizes at which pictures of these sizes are used: int64 ``[..., 2]``."""

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from spp_jax.buckets import Bucket
 from spp_jax.compilation import abstract, over_rows
-from spp_jax.data.decoding import UnreadableError, decode
+from spp_jax.data.decoding import UnreadableError, decoded
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import BatchSpec
 from spp_jax.padded import Padded, pad_batch
@@ -181,7 +181,7 @@ class _Loading:
         """The picture's index and what is wrong with it, where something is."""
         records, batch = self._records, self._batch
         try:
-            pixels = decode(
+            lent = decoded(
                 records.photo(index),
                 records.decoding,
                 recorded=tuple(records.sizes[index].tolist()),
@@ -189,10 +189,11 @@ class _Loading:
                 mirrored=mirrored,
                 turned=self.spec.turned,
             )
+            with lent as pixels:
+                height, width = pixels.shape[:2]
+                batch.images.values[row, :height, :width] = pixels
         except UnreadableError as error:
             return index, str(error)
-        height, width = pixels.shape[:2]
-        batch.images.values[row, :height, :width] = pixels
         batch.images.sizes[row] = height, width
         batch.scores[row], batch.good[row], batch.weights[row] = records.scores[index], records.good[index], 1
         if records.histograms is not None:
