@@ -64,7 +64,7 @@ class Stages(nnx.Module):
             for axis, (window, stride, padding) in enumerate(
                 zip(geometry.window, geometry.strides, geometry.padding, strict=True)
             ):
-                size[axis] = max(1, (size[axis] - 1) * stride + window - 2 * padding)
+                size[axis] = max(1, (size[axis] - 1) * stride + window - sum(padding))
                 strides[axis] *= stride
         height, width = map(max, size, strides)
         return height, width
