@@ -167,7 +167,8 @@ class MaxPool(nnx.Module):
         Args:
             window: cells per spatial axis; an int means two equal axes.
             strides: step per spatial axis; None: the window.
-            padding: cells of minus infinity on both sides, or pairs (before, behind): at most half the window.
+            padding: cells of minus infinity on both sides, or pairs (before, behind): at most half the
+                window.
 
         Raises:
             ValueError: a padding larger than half its window: a window could hold no cell.
