@@ -1,9 +1,8 @@
 """`spp-jax`: one program, a command a file of this folder."""
 
 import importlib
+import importlib.metadata
 import sys
-
-import spp_jax
 
 __all__ = ["main"]
 
@@ -18,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     name, rest = given[0] if given else "", given[1:]
     if name in ("-V", "--version"):
-        print(f"spp-jax {spp_jax.__version__}")
+        print(f"spp-jax {importlib.metadata.version('spp_jax')}")
         return 0
     if name not in _COMMANDS:
         wrong = name not in ("", "-h", "--help")
