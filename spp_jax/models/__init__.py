@@ -1,11 +1,13 @@
 """Backbones by name. A new one is a file in this folder and a line in the table."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 from flax import nnx
 
 from spp_jax.models.alexnet import alexnet
 from spp_jax.models.compact import compact
+from spp_jax.models.efficientnet_lite import efficientnet_lite
 from spp_jax.models.resnet import resnet18, resnet50
 from spp_jax.models.sppnet import SPPNet
 from spp_jax.models.vgg import mna, vgg16
@@ -17,6 +19,9 @@ __all__ = ["SPPNet", "create_model", "list_models"]
 _MODELS: dict[str, Callable[..., SPPNet]] = {
     "alexnet": alexnet,
     "compact": compact,
+    "efficientnet_lite0": functools.partial(efficientnet_lite, "efficientnet_lite0"),
+    "efficientnet_lite1": functools.partial(efficientnet_lite, "efficientnet_lite1"),
+    "efficientnet_lite2": functools.partial(efficientnet_lite, "efficientnet_lite2"),
     "mna": mna,
     "resnet18": resnet18,
     "resnet50": resnet50,
