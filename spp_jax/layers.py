@@ -167,7 +167,7 @@ class MaxPool(nnx.Module):
         Args:
             window: cells per spatial axis; an int means two equal axes.
             strides: step per spatial axis; None: the window.
-            padding: cells of minus infinity on both sides, or pairs (before, behind): at most half the
+            padding: cells of minus infinity on both sides, or pairs (before, behind); at most half the
                 window.
 
         Raises:
@@ -206,16 +206,34 @@ class BatchNorm(nnx.BatchNorm):
     real. A batch without any real cell leaves the running statistics as they were.
     """
 
-    def __init__(self, num_features: int, *, momentum: float = 0.9, rngs: nnx.Rngs, **options):
-        """Make the layer; ``options`` are further ones of `flax.nnx.BatchNorm`."""
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        momentum: float = 0.9,
+        frozen: bool = False,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        """Make the layer.
+
+        Args:
+            num_features: channels.
+            momentum: decay of the running statistics.
+            frozen: normalise by the running statistics in training too, and leave them as they are.
+            rngs: for the initial parameters.
+            options: further options of `flax.nnx.BatchNorm`.
+        """
         super().__init__(num_features, momentum=momentum, use_fast_variance=False, rngs=rngs, **options)
+        self.frozen = frozen
 
     def __call__(self, x: Padded) -> Padded:  # pyright: ignore[reportIncompatibleMethodOverride]
         """``[batch, *spatial, num_features]``, the shape kept."""
         # Filled as well as masked: the gradient of the scale is a product with the values, and
         # 0 * NaN is NaN.
-        if self.use_running_average:
-            return dataclasses.replace(x, values=super().__call__(x.filled(0)))
+        if self.use_running_average or self.frozen:
+            values = super().__call__(x.filled(0), use_running_average=True)
+            return dataclasses.replace(x, values=values)
         mask = x.mask()
         any_real = mask.any()
         mean, var = self.mean[...], self.var[...]

@@ -16,6 +16,10 @@ MODELS: Registry[Callable[..., Any]] = Registry(
     {
         "alexnet": "spp_jax.models.alexnet:alexnet",
         "compact": "spp_jax.models.compact:compact",
+        **{
+            f"efficientnet_lite{n}": f"spp_jax.models.efficientnet_lite:efficientnet_lite{n}"
+            for n in range(3)
+        },
         "mna": "spp_jax.models.vgg:mna",
         "resnet18": "spp_jax.models.resnet:resnet18",
         "resnet50": "spp_jax.models.resnet:resnet50",
