@@ -20,6 +20,9 @@ from spp_jax.training import configured_training, train_step
 
 PUBLISHED = {  # parameters of the convolutional part; of the ResNets all but their last layer
     "alexnet": 2_469_696,
+    "efficientnet_lite0": 4_652_008 - 1_281_000,
+    "efficientnet_lite1": 5_416_680 - 1_281_000,
+    "efficientnet_lite2": 6_092_072 - 1_281_000,
     "mna": 14_714_688,
     "resnet18": 11_689_512 - 513_000,
     "resnet50": 25_557_032 - 2_049_000,
