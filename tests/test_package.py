@@ -90,7 +90,7 @@ def imports(file: Path) -> Iterator[str]:
 
 
 def room(module: str) -> str:
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def upwards() -> set[tuple[str, str]]:
