@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
+from test_reductions import Softmax
 
 from spp_jax import num_bins, spatial_pyramid_pool
 
@@ -33,15 +34,15 @@ def operations(shape, levels, reduce="max"):
     return equations(jax.make_jaxpr(both)(x, sizes).jaxpr)
 
 
-@pytest.mark.parametrize("reduce", ["max", "mean"])
+@pytest.mark.parametrize("reduce", ["max", "mean", Softmax(1.5)], ids=["max", "mean", "own combine"])
 class TestSizeOfTheProgram:
     def test_does_not_grow_with_the_map(self, reduce):
         # Both maps have segments that take whole steps of sixteen rows.
-        sizes = {operations((2, n, n, 3), (1, 2, 4), reduce) for n in (64, 128, 512)}
+        sizes = {operations((2, n, n, 3), (1, 2, 4), reduce) for n in (64, 512)}
         assert len(sizes) == 1
 
     def test_grows_no_faster_than_the_bins(self, reduce):
-        smaller, larger = ((1, 2, 4), (1, 2, 4, 8))
+        smaller, larger = ((1, 2), (1, 2, 4))
         grown = operations((2, 256, 256, 3), larger, reduce) / operations((2, 256, 256, 3), smaller, reduce)
         assert grown < num_bins(larger) / num_bins(smaller)
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,15 @@ from flax import nnx
 from jax import lax
 from jax.test_util import check_grads
 
-from spp_jax import GeneralizedMean, Monoid, TopKMean, pool_windows, spatial_pyramid_pool
+from spp_jax import (
+    GeneralizedMean,
+    Monoid,
+    TopKMean,
+    bin_edges,
+    num_bins,
+    pool_windows,
+    spatial_pyramid_pool,
+)
 from spp_jax.layers import SpatialPyramidPool
 from spp_jax.padded import Padded
 from spp_jax.pooling.reductions import REDUCTIONS, reduction
@@ -14,24 +24,29 @@ from spp_jax.testing import assert_padding_exact, pyramid_pool_reference
 
 
 @reduction
-class LogSumExp(Monoid):
-    """A monoid of pairs with a combine of its own: log(sum(exp(x))), without overflow."""
+class Softmax(Monoid):
+    """A monoid with a combine of its own that learns: the mean, weighted by exp(sharpness * cell)."""
+
+    sharpness: Any = 1.0
 
     def lift(self, cells):
-        return cells, jnp.ones_like(cells)
+        return self.sharpness * cells, jnp.ones_like(cells), cells
 
     def combine(self, a, b):
-        (a_top, a_sum), (b_top, b_sum) = a, b
+        (a_top, *a_sums), (b_top, *b_sums) = a, b
         top = jnp.maximum(a_top, b_top)
         safe = jnp.where(jnp.isfinite(top), top, 0)
-        return top, a_sum * jnp.exp(a_top - safe) + b_sum * jnp.exp(b_top - safe)
+        a_share, b_share = jnp.exp(a_top - safe), jnp.exp(b_top - safe)
+        return top, *(a * a_share + b * b_share for a, b in zip(a_sums, b_sums, strict=True))
 
     def identity(self, state):
-        return jnp.full((), -jnp.inf, state[0].dtype), jnp.zeros((), state[1].dtype)
+        return tuple(
+            jnp.full((), fill, leaf.dtype) for fill, leaf in zip((-jnp.inf, 0, 0), state, strict=True)
+        )
 
     def finish(self, state, count):
-        top, total = state
-        return top + jnp.log(total)
+        _, weights, weighted = state
+        return weighted / weights
 
 
 @reduction
@@ -72,8 +87,8 @@ class Range(Monoid):
         return largest + smallest_negated
 
 
-def logsumexp(cells):
-    return np.log(np.exp(cells).sum())
+def softmax(cells):
+    return (cells * np.exp(1.5 * cells)).sum() / np.exp(1.5 * cells).sum()
 
 
 def top_3(cells):
@@ -93,7 +108,7 @@ def middle(cells, mask):
 CASES = {
     "generalized_mean": ("generalized_mean", cubic_mean),
     "top_k_mean": (TopKMean(3), top_3),
-    "LogSumExp": (LogSumExp(), logsumexp),
+    "Softmax": (Softmax(1.5), softmax),
     "LargestMagnitude": (LargestMagnitude(), lambda cells: np.abs(cells).max()),
     "Smallest": (Smallest(), np.min),
     "Variance": (Variance(), np.var),
@@ -134,7 +149,7 @@ class TestReductions:
 
 
 @pytest.mark.parametrize(
-    "reduce", [GeneralizedMean(2.0), TopKMean(3), pytest.param(LogSumExp(), marks=pytest.mark.slow), Range()]
+    "reduce", [GeneralizedMean(2.0), TopKMean(3), pytest.param(Softmax(), marks=pytest.mark.slow), Range()]
 )
 def test_layers_are_exact_on_padded_batches(reduce):
     assert_padding_exact(SpatialPyramidPool((1, 2), reduce=reduce), ((5, 6), (3, 7)))
@@ -172,6 +187,70 @@ def test_top_k_mean_of_a_bin_of_fewer_cells_is_their_mean():
     features = np.arange(6, dtype=np.float32).reshape(1, 2, 3, 1)
     found = spatial_pyramid_pool(features, levels=(1, 2), reduce=TopKMean(4))
     np.testing.assert_allclose(found[0, :, 0], [3.5, 0.5, 1.5, 3.5, 4.5])
+
+
+class TestACombineOfOnesOwn:
+    def test_has_the_gradient_of_the_plain_loop(self, x64):
+        """In the cells, and in what it learns, with padding, a filler and a window of one cell."""
+        rng = np.random.default_rng(0)
+        features = jnp.asarray(rng.normal(size=(3, 5, 4, 2)))
+        sizes = np.array([[5, 4], [0, 0], [1, 3]])
+        weights = rng.normal(size=(3, num_bins((1, 2)), 2))
+
+        def loss(x, sharpness):
+            pooled = spatial_pyramid_pool(x, sizes, levels=(1, 2), reduce=Softmax(sharpness))
+            return (pooled * weights).sum()
+
+        def plain(x, sharpness):
+            total = 0.0
+            for image, (height, width) in enumerate(sizes):
+                bins = []
+                for n in (1, 2):
+                    rows, columns = bin_edges(height, n), bin_edges(width, n)
+                    for top, bottom in zip(*rows, strict=True):
+                        bins += [x[image, top:bottom, a:b] for a, b in zip(*columns, strict=True)]
+                for cells, weight in zip(bins, weights[image], strict=True):
+                    if cells.size:
+                        share = jax.nn.softmax(sharpness * cells.reshape(-1, 2), axis=0)
+                        total += ((share * cells.reshape(-1, 2)).sum(0) * weight).sum()
+            return total
+
+        found = jax.jit(jax.grad(loss, (0, 1)))(features, 1.5)
+        expected = jax.grad(plain, (0, 1))(features, 1.5)
+        for a, b in zip(found, expected, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
+
+    def test_has_the_gradient_of_each_window_and_a_second_one(self, x64):
+        features = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 1)))
+        windows = [[[[0], [5]], [[1], [3]]]]
+
+        def pool(x):
+            return pool_windows(x, windows, levels=(1,), reduce=Softmax(1.5))
+
+        check_grads(jax.jit(pool), (features,), order=2, modes=["rev"], eps=1e-5)
+
+    def test_needs_no_derivative_at_its_identity(self):
+        """Where -inf - -inf is no number, only values ask for it."""
+
+        @reduction
+        class Careless(Softmax):
+            def combine(self, a, b):
+                (a_top, *a_sums), (b_top, *b_sums) = a, b
+                top = jnp.maximum(a_top, b_top)
+                a_share, b_share = jnp.exp(a_top - top), jnp.exp(b_top - top)
+                return top, *(a * a_share + b * b_share for a, b in zip(a_sums, b_sums, strict=True))
+
+        features = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 2, 1)), jnp.float32)
+        sizes = jnp.array([[0, 0], [3, 1]])
+
+        def gradient(reduce):
+            return jax.jit(
+                jax.grad(lambda x: spatial_pyramid_pool(x, sizes, levels=(1, 2), reduce=reduce).sum())
+            )
+
+        found = gradient(Careless(1.5))(features)
+        np.testing.assert_allclose(found, gradient(Softmax(1.5))(features), rtol=1e-5)
+        assert (found[0] == 0).all()
 
 
 def test_the_winner_of_any_max_gets_the_gradient_the_first_of_equals():

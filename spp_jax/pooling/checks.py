@@ -41,7 +41,7 @@ def checked_sizes(sizes, features: jax.Array, levels: Levels, rule: str) -> jax.
 
 
 def checked_windows(windows, features: jax.Array, sizes: jax.Array, levels: Levels, rule: str):
-    """Starts and lengths of the windows, int32 ``[batch, windows, spatial_rank]``, clipped to ``sizes``."""
+    """Starts and lengths of windows, int32 ``[batch, windows, spatial_rank]`` each, clipped to ``sizes``."""
     windows = _as_array(windows)
     count = windows.shape[1] if windows.ndim > 1 else 0
     expected = (features.shape[0], count, 2, features.ndim - 2)

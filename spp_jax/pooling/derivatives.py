@@ -12,7 +12,7 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, PyTree, Shaped
 
 from spp_jax.pooling.bins import AxisPlan, Levels
-from spp_jax.pooling.reading import NO_WINNER, PLAIN, SUMS, VALUES, WINNERS, Winner, read_pyramid
+from spp_jax.pooling.reading import NO_WINNER, SCANNED, SUMS, VALUES, WINNERS, Perhaps, Winner, read_pyramid
 from spp_jax.pooling.reductions import Monoid
 from spp_jax.pooling.windows import every_window
 
@@ -29,14 +29,26 @@ def differentiable(monoid: Monoid, levels: Levels, axes: tuple[AxisPlan, ...]) -
 
     values = reading(VALUES, monoid, _folding_vmap)
     with_derivative = jax.custom_jvp(values)
-    if not monoid.selects:
-        derived = reading(SUMS if monoid.combine is lax.add else PLAIN, monoid)
+    if monoid.combine is lax.add:
+        sums = reading(SUMS, monoid)
 
         @with_derivative.defjvp
         def _(primals, tangents):
             state, starts, lengths = primals
-            _, tangent = jax.jvp(lambda s: derived(s, starts, lengths), (state,), tangents[:1])
+            _, tangent = jax.jvp(lambda s: sums(s, starts, lengths), (state,), tangents[:1])
             return with_derivative(*primals), tangent
+
+        return with_derivative
+
+    if not monoid.selects:
+
+        @with_derivative.defjvp
+        def _(primals, tangents):
+            state, starts, lengths = primals
+            # Of many windows the states are computed anew when the gradient comes, window by window.
+            fold = jax.checkpoint if starts.shape[1] > 1 else lambda pool: pool
+            states = reading(SCANNED, Perhaps(monoid), fold)
+            return jax.jvp(lambda s: states(s, starts, lengths)[1], (state,), tangents[:1])
 
         return with_derivative
 

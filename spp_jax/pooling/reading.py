@@ -6,8 +6,10 @@ A form makes of a monoid a function ``read(state, segments)``. It takes a state,
 of every axis.
 
 Three forms give values: `plain`, which is what the others are held to, `masked` and `gathered`. Two give
-the winners of a max or min besides, `masked_winners` and `gathered_winners`, and one, `scattered`, gives
-sums in a way whose transpose is fast. Which backend takes which stands at the end of this file.
+the winners of a max or min besides, `masked_winners` and `gathered_winners`. Two are there for their
+derivatives: `scattered` gives sums in a way whose transpose is fast, `scanned` the states of any other
+combine in a program whose size does not grow with the map. Which backend takes which stands at the end of
+this file.
 """
 
 import functools
@@ -69,6 +71,24 @@ class Winner(Monoid):
         return self.values.identity(state[0]), jnp.int32(NO_WINNER)
 
 
+class Perhaps(Monoid):
+    """Any other monoid without need of an identity: states are pairs (whether there is one, state)."""
+
+    def __init__(self, states: Monoid):
+        """Make the monoid of states of ``states`` that may be absent."""
+        self.states = states
+
+    def combine(self, a, b):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of two that are there their combination, else the one that is."""
+        (a_is, a_state), (b_is, b_state) = a, b
+        both = self.states.merge(a_state, b_state)
+
+        def chosen(a, b, both):
+            return jnp.where(a_is, jnp.where(b_is, both, a), b)
+
+        return a_is | b_is, jax.tree.map(chosen, a_state, b_state, both)
+
+
 def _is(value: jax.Array, best: jax.Array) -> jax.Array:
     """Whether a value is the best one of those it was compared with: equal, or NaN."""
     same = lax.eq(value, best)
@@ -100,7 +120,7 @@ def read_pyramid(
         def pool(
             state: PyTree[Shaped[Array, "batch *spatial channels"]],
             edges: Sequence[tuple[Int32[Array, "batch _"], Int32[Array, "batch _"]]],
-        ) -> PyTree[Shaped[Array, "batch bins channels"]]:
+        ) -> PyTree[Shaped[Array, "batch bins _"]]:
             state = read(state, [_Segments(plan, *edge) for plan, edge in zip(axes, edges, strict=True)])
             pooled = []
             for level in levels:
@@ -121,7 +141,7 @@ def read_pyramid(
         state: PyTree[Shaped[Array, "batch *spatial channels"]],
         starts: Int32[Array, "batch rank"],
         lengths: Int32[Array, "batch rank"],
-    ) -> PyTree[Shaped[Array, "batch bins channels"]]:
+    ) -> PyTree[Shaped[Array, "batch bins _"]]:
         of_plan = {plan: plan.edges(lengths) for plan in axes}
         edges = [
             tuple(starts[:, axis, None] + edge[:, axis] for edge in of_plan[plan])
@@ -228,6 +248,49 @@ def scattered(_: Monoid) -> Callable:
     return fenced
 
 
+def scanned(perhaps: Perhaps) -> Callable:
+    """Row after row to one state, begun anew at each segment: one loop an axis, which JAX can transpose.
+
+    For a combine of the user's, of which JAX takes the derivative. Segments without seams do not overlap, so
+    each row goes to one of them. Where it is its segment's first it is the state, and a segment without cells
+    has that of some row: the identity, at which the derivative may be no number, is never combined.
+    """
+    monoid = perhaps.states
+
+    def read(state, axis, segments):
+        starts, stops = segments.long()
+        rows = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, axis, 0), state)
+        length, batch, *others = jax.tree.leaves(rows)[0].shape
+        line = jnp.arange(length, dtype=jnp.int32)[:, None, None]
+        firsts = (line == starts).any(-1).reshape(length, batch, *(1,) * len(others))
+
+        def step(before, row_and_first):
+            row, first = row_and_first
+            both = monoid.merge(before, row)
+            state = jax.tree.map(lambda row, both: jnp.where(first, row, both), row, both)
+            return state, state
+
+        def at(rows, place):
+            image = jnp.arange(batch, dtype=jnp.int32)[:, None]
+            return jax.tree.map(lambda leaf: leaf[jnp.clip(place, 0, length - 1), image], rows)
+
+        _, running = lax.scan(step, jax.tree.map(lambda leaf: leaf[0], rows), (rows, firsts))
+        states = at(running, stops - 1)
+        if segments.plan.seams:
+            seams = at(rows, segments.seams()[0])
+            states = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1), states, seams)
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, axis), states)
+
+    def read_all(state, segments):
+        full = functools.reduce(
+            lax.bitwise_and,
+            (_over_grid(s.starts < s.stops, axis, segments) for axis, s in enumerate(segments)),
+        )
+        return full[..., None], _axis_by_axis(read)(state, segments)
+
+    return read_all
+
+
 def masked(monoid: Monoid) -> Callable:
     """All segments in one reduction with one result each, so that the map is read once: TPU and GPU."""
 
@@ -328,8 +391,7 @@ def gathered_winners(winner: Winner) -> Callable:
         flat, best = _flattened(state, 1), values.reshape(-1, channels)
 
         def over_grid(edge: jax.Array, axis: int) -> jax.Array:
-            along = (-1, *(edge.shape[1] if other == axis else 1 for other in range(len(grid))))
-            return jnp.broadcast_to(edge.reshape(along), (batch, *grid)).reshape(-1)
+            return _over_grid(edge, axis, segments).reshape(-1)
 
         image = over_grid(jnp.arange(batch, dtype=jnp.int32)[:, None], -1)
         starts = [over_grid(of_axis.starts, axis) for axis, of_axis in enumerate(segments)]
@@ -368,6 +430,13 @@ def gathered_winners(winner: Winner) -> Callable:
         return values, index.reshape(values.shape)
 
     return read
+
+
+def _over_grid(values: jax.Array, axis: int, segments: Sequence[_Segments]) -> jax.Array:
+    """Values of the segments of one axis, ``[batch, of them]``, or of images, over the grid of all axes."""
+    grid = [of_axis.starts.shape[1] for of_axis in segments]
+    along = (-1, *(values.shape[1] if other == axis else 1 for other in range(len(grid))))
+    return jnp.broadcast_to(values.reshape(along), (len(values), *grid))
 
 
 def _rows_at(flat: jax.Array, row: jax.Array) -> jax.Array:
@@ -442,4 +511,4 @@ def _unflattened(flat: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Arra
 VALUES = gathered, masked
 WINNERS = gathered_winners, masked_winners
 SUMS = scattered, plain
-PLAIN = plain, plain
+SCANNED = scanned, scanned

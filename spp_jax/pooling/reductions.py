@@ -76,8 +76,8 @@ class Monoid:
     ``combine`` is associative and commutative, and elementwise. `jax.lax.add` (the default), `jax.lax.max`
     and `jax.lax.min`, as a ``staticmethod``, work on each array of a state: with add the gradient goes to
     every cell, with max and min to the winner whose index was kept, the first in row-major order. Any
-    other function takes two whole states; its derivative is taken by JAX from a plain form of the
-    pyramid, which is slower. ``combine`` and ``identity`` do not use the reduction's arrays. Under
+    other function takes two whole states, and its derivative is taken by JAX, row by row, which is slower;
+    ``combine(identity, identity)`` has to be the identity (beware of ``-inf - -inf``). ``combine`` and ``identity`` do not use the reduction's arrays. Under
     anything but max and min, cells are floating, and cast to float32 where they have less.
 
     ``lift``, ``finish`` and a ``combine`` of your own are differentiated as they are written: where one has
