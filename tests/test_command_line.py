@@ -502,6 +502,50 @@ class TestEvaluate:
         assert "4 photographs skipped" in said
         assert json.loads((tmp_path / "scores.json").read_text())[str(tmp_path / "text.jpg")] is None
 
+    def test_folders_as_they_are_cost_none_of_their_photographs(self, trained, call, tmp_path):
+        album = tmp_path / "album"
+        for name in ("a.png", "@eaDir/a.png", "._a.png", ".trash/b.png"):
+            (album / name).parent.mkdir(parents=True, exist_ok=True)
+            (album / name).write_bytes(RECORDS.photo(0))
+        for name in ("b.ICO", "c.psd", "d.psd", "e.NEF"):
+            (album / name).write_bytes(b"FUJIFILMCCD-RAW" if name == "e.NEF" else b"")
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "good.png").write_bytes(RECORDS.photo(1))
+        photos = [tmp_path / name for name in ("album", "empty", "good.png")]
+        status, printed, said = call(evaluate, "--checkpoint", trained, "--photos", *photos)
+        assert status == 3
+        assert [line.split()[1] for line in printed.splitlines()] == [
+            str(album / "a.png"),
+            str(tmp_path / "good.png"),
+        ]
+        assert "not read, by ending: 2 .psd, 1 .ico\n" in said
+        assert f"passed over: 3 hidden or system entries, such as {album / '._a.png'}\n" in said
+        assert f"skipped {tmp_path / 'empty'}: is a folder without any picture" in said
+        assert f"skipped {album / 'e.NEF'}: is a camera's raw file" in said
+        assert "2 photographs skipped" in said
+
+    def test_a_name_forges_no_line(self, trained, call, tmp_path):
+        for name, content in (("\n0.999  best.png", RECORDS.photo(0)), ("\x1b[2J\u202egnp.png", b"text")):
+            (tmp_path / name).write_bytes(content)
+        status, printed, said = call(evaluate, "--checkpoint", trained, "--photos", tmp_path)
+        assert status == 3
+        assert printed.count("\n") == 1
+        assert printed.endswith("\\x0a0.999  best.png\n")
+        assert "\\x1b[2J\\u202egnp.png: is no picture" in said
+        assert "\x1b" not in said
+
+    def test_limits_of_scoring_are_options(self, trained, call, tmp_path):
+        (tmp_path / "a.png").write_bytes(RECORDS.photo(0))
+        with (tmp_path / "long").open("wb") as file:
+            file.write(b"\xff\xd8\xff")
+            file.truncate(10**9)
+        given = ["--checkpoint", trained, "--photos", tmp_path]
+        assert "more than 10" in call(evaluate, *given, "--refuse-pixels", 10)[2]
+        long = call(evaluate, *given, tmp_path / "long", "--refuse-seconds", "0.1")[2]
+        assert "long: takes more than 0.1 seconds of processor time to read" in long
+        assert call(evaluate, *given, "--refuse-seconds", "-1")[0] == 2
+        assert call(evaluate, *given, "--refuse-seconds", "9")[0] == 0
+
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [

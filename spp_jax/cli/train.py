@@ -48,6 +48,7 @@ from spp_jax.layers import RandomState
 from spp_jax.metrics import agreement
 from spp_jax.models.configured import build_model
 from spp_jax.models.weights import flat_names, from_torchvision, read_tensors, take_variables
+from spp_jax.names import printable, some
 from spp_jax.run.journal import Journal, draw_curves, write_skipped
 from spp_jax.run.report import write_report
 from spp_jax.scoring import forward_executables, score_records
@@ -136,10 +137,10 @@ def main(arguments: list[str] | None = None) -> int:
         job = _prepare(options)
         return _dry_run(job, options.fsdp) if options.dry_run else _train(job, options)
     except UsageError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"train.py: {printable(error)}", file=sys.stderr)
         return WRONG_USE
     except (OSError, FloatingPointError, TooManySkippedError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"train.py: {printable(error)}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("train.py: interrupted; if anything was saved, --resume goes on with it", file=sys.stderr)
@@ -223,7 +224,7 @@ def _prepare(options: Options) -> Job:
             raise UsageError(str(error)) from None
         parts[split], dropped = whole.usable(smallest, unread)
         if not len(parts[split]):
-            raise UsageError(f"no picture of {split} can be read and is at least {smallest}")
+            raise UsageError(f"no picture of {split} can be read and is at least {smallest}: {some(dropped)}")
         skipped |= dropped
     watched = {split: parts[split] for split in ("train", "validation")}  # each epoch
     size = sum(part.nbytes for part in watched.values())
@@ -316,7 +317,7 @@ def _train(job: Job, options: Options) -> int:
         _check_writable(folder)
     _say(_describe(job))
     for name, reason in job.skipped.items():
-        _say(f"skipped {name}: {reason}")
+        _say(f"skipped {printable(name)}: {printable(reason)}")
     _check_share(len(skipped), pictures, config)
     with Checkpoints(folder) as checkpoints, contextlib.ExitStack() as open_things:
         interrupted = open_things.enter_context(_Interruption(checkpoints))
@@ -358,7 +359,7 @@ def _train(job: Job, options: Options) -> int:
 
         def note_skipped(failed: dict[str, str]) -> None:
             for name in failed.keys() - skipped.keys():
-                _say(f"skipped {name}: {failed[name]}")
+                _say(f"skipped {printable(name)}: {printable(failed[name])}")
             skipped.update(failed)
             _check_share(len(skipped), pictures, config)
 
@@ -673,7 +674,7 @@ def _test(judge: _Judge, state: TrainState, job: Job, folder: Path, skipped: dic
     records, config = job.parts["test"], job.config
     scores, _, failed = judge(state, records)
     for name, reason in failed.items():
-        _say(f"skipped {name}: {reason}")
+        _say(f"skipped {printable(name)}: {printable(reason)}")
     skipped.update(failed)
     if jax.process_index():
         return
