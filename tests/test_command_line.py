@@ -465,6 +465,22 @@ class TestEvaluate:
         assert status == 0
         assert json.loads((tmp_path / "m.json").read_text())["count"] > 20
 
+    def test_another_protocol_begins_with_its_first_split(self, trained, call, tmp_path):
+        """A judge trained on fold 2 of the folds: there is but one official split."""
+        shutil.copytree(trained, run := tmp_path / "run")
+        for about in (run / "checkpoints").glob("*/about/metadata"):
+            fields = json.loads(about.read_text())
+            fields["config"]["fold"] = 2
+            del fields["config"]["refuse_seconds"]  # as older ones lack it
+            about.write_text(json.dumps(fields))
+        for number in range(3):
+            (tmp_path / f"{number}.png").write_bytes(RECORDS.photo(number))
+        (tmp_path / "scores.csv").write_text("file,score,split\n0.png,1,train\n1.png,1,test\n2.png,0,test\n")
+        given = ["--checkpoint", run, "--data", "folder", "--data-dir", tmp_path, "--protocol", "official"]
+        status, printed, _ = call(evaluate, *given)
+        assert status == 0
+        assert printed.startswith("folder, test, official, fold 0\n")
+
     def test_figures_of_another_fold_do_not_replace_those_of_the_test_part(self, trained, call):
         before = (trained / "metrics.json").read_text()
         status, _, _ = call(evaluate, "--checkpoint", trained, "--data", "noise", "--fold", 1)

@@ -41,7 +41,8 @@ class Options:
     protocol: str | None = None
     """How the data set is split: folds, random or official. Default: as the model was trained."""
     fold: int | None = None
-    """Fold of the split. Default: the one the model was trained for, so that test means unseen."""
+    """Fold of the split. Default: the one the model was trained for, so that test means unseen; of another
+    protocol, 0."""
     photos: tuple[AnyPath, ...] = ()
     """Photographs to score, or folders of them (searched to the bottom)."""
     refuse_pixels: int | None = None
@@ -55,6 +56,8 @@ class Options:
     protocol where these differ from the training's; none for --photos."""
     data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, the folder."""
+    outside_files: bool = False
+    """Of --data folder: files may lie outside of it, by absolute names, '..' or links."""
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
     who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
@@ -94,10 +97,16 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     assert options.data
     if options.split not in SPLITS:
         raise UsageError(f"--split {options.split}: unknown; known are {', '.join(SPLITS)}")
-    fold = scorer.config.fold if options.fold is None else options.fold
     protocol = options.protocol or scorer.config.protocol
+    trained = scorer.config.fold if protocol == scorer.config.protocol else 0
+    fold = trained if options.fold is None else options.fold
     records, unread = load_dataset(
-        options.data, options.data_dir, scorer.config.decoding, say=lambda text: print(text, file=sys.stderr)
+        options.data,
+        options.data_dir,
+        scorer.config.decoding,
+        say=lambda text: print(text, file=sys.stderr),
+        outside_files=options.outside_files,
+        near_duplicates=scorer.config.near_duplicates and options.data == "folder",
     )
     try:
         records = split_records(records, options.split, protocol, fold)

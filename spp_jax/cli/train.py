@@ -79,6 +79,8 @@ class Options:
     them: --buckets, --pixels-per-step, --batch-multiple and --shape-multiple then decide nothing."""
     data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, your folder."""
+    outside_files: bool = False
+    """Of --data folder: files may lie outside of it, by absolute names, '..' or links."""
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
     who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
@@ -210,7 +212,14 @@ def _say(text: str) -> None:
 def _prepare(options: Options) -> Job:
     config = options.run
     smallest = _smallest(config)
-    records, unread = load_dataset(config.data, options.data_dir, config.decoding, say=_say)
+    records, unread = load_dataset(
+        config.data,
+        options.data_dir,
+        config.decoding,
+        say=_say,
+        outside_files=options.outside_files,
+        near_duplicates=config.near_duplicates,
+    )
     if records.splits and config.protocol != "official":
         _say(f"{config.data} has a split of its own, which --protocol official would use")
     create_loss(config.loss, marks=records.marks)  # refused now where it needs votes and there are none

@@ -27,7 +27,13 @@ def list_datasets() -> list[str]:
 
 
 def load_dataset(
-    name: str, data_dir: Path, decoding: Decoding, *, say: Callable[[str], None] = lambda text: None
+    name: str,
+    data_dir: Path,
+    decoding: Decoding,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    outside_files: bool = False,
+    near_duplicates: bool = False,
 ) -> tuple[Records, dict[str, str]]:
     """All records of a data set, ordered by id; prepared on first use.
 
@@ -36,7 +42,9 @@ def load_dataset(
         data_dir: where prepared data sets are kept, and where the user puts downloads, in
             ``manual/NAME``; for ``folder``, the user's own folder.
         decoding: how pictures become pixels.
-        say: told in a line what takes long.
+        say: told in a line what takes long, or should be known.
+        outside_files: of ``folder``: whether its table may name files outside of it.
+        near_duplicates: of ``folder``: whether pictures that look alike are of one group.
 
     Returns:
         The records, and by id the reason for each picture that cannot be read: its size is 0. It stays
@@ -47,6 +55,13 @@ def load_dataset(
     """
     if name not in _DATASETS:
         raise UsageError(f"--data {name}: unknown; known are {', '.join(list_datasets())}")
+    if name == "folder":
+        return load_folder(
+            data_dir, decoding, say, outside_files=outside_files, near_duplicates=near_duplicates
+        )
+    if outside_files or near_duplicates:
+        flag = "--outside-files" if outside_files else "--near-duplicates"
+        raise UsageError(f"{flag}: is for --data folder, not {name}")
     return _DATASETS[name](data_dir, decoding, say)
 
 
