@@ -53,7 +53,7 @@ class Decoding:
         return np.where(scale < 1, scaled, sizes)
 
 
-_HARMLESS = ("save_every", "save_minutes", "max_failed", "remat")
+_HARMLESS = ("save_every", "save_minutes", "max_failed", "remat", "refuse_seconds")
 _OPTIMIZERS = ("adamw", "sgd")
 _DTYPES = ("float32", "bfloat16", "float64")
 _INPUTS = ("full", "warp", "crop", "pad")
@@ -80,6 +80,11 @@ class RunConfig:
     """Larger pictures are scaled down to this many pixels, their aspect ratio kept."""
     refuse_pixels: int = 50_000_000
     """Pictures of more pixels are skipped, from their header, before memory is taken for them."""
+    refuse_seconds: float = 10.0
+    """Pictures that take longer to decode are skipped: seconds of processor time. None takes over 1 GB."""
+    near_duplicates: bool = False
+    """Of --data folder: pictures that look alike (by a perceptual hash) are of one group, and so never on
+    both sides of a split. Equal files always are."""
     min_side: int = 1
     """Pictures with a shorter side are skipped; the model may ask for more."""
     background: tuple[int, int, int] = (255, 255, 255)
@@ -199,7 +204,7 @@ class RunConfig:
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._require("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1")
         self._require("save_minutes", self.save_minutes is None or self.save_minutes > 0, "above 0")
-        for name in ("learning_rate", "clip_norm", "huber_delta"):
+        for name in ("learning_rate", "clip_norm", "huber_delta", "refuse_seconds"):
             self._require(name, getattr(self, name) > 0, "above 0")
         self._require("weight_decay", self.weight_decay >= 0, "at least 0")
         self._require("warmup", 0 <= self.warmup < 1, "in [0, 1)")
@@ -211,7 +216,14 @@ class RunConfig:
     @property
     def decoding(self) -> Decoding:
         """How pictures become pixels, in training and wherever its model is applied."""
-        return Decoding(self.max_pixels, self.refuse_pixels, self.background, self.input, self.input_side)
+        return Decoding(
+            self.max_pixels,
+            self.refuse_pixels,
+            self.background,
+            self.input,
+            self.input_side,
+            self.refuse_seconds,
+        )
 
     @property
     def bucketing(self) -> dict[str, Any]:

@@ -466,6 +466,22 @@ class TestEvaluate:
         assert status == 0
         assert json.loads((tmp_path / "m.json").read_text())["count"] > 20
 
+    def test_another_protocol_begins_with_its_first_split(self, trained, call, tmp_path):
+        """A judge trained on fold 2 of the folds: there is but one official split."""
+        shutil.copytree(trained, run := tmp_path / "run")
+        for about in (run / "checkpoints").glob("*/about/metadata"):
+            fields = json.loads(about.read_text())
+            fields["config"]["fold"] = 2
+            del fields["config"]["refuse_seconds"]  # as older ones lack it
+            about.write_text(json.dumps(fields))
+        for number in range(3):
+            (tmp_path / f"{number}.png").write_bytes(RECORDS.photo(number))
+        (tmp_path / "scores.csv").write_text("file,score,split\n0.png,1,train\n1.png,1,test\n2.png,0,test\n")
+        given = ["--checkpoint", run, "--data", "folder", "--data-dir", tmp_path, "--protocol", "official"]
+        status, printed, _ = call(evaluate, *given)
+        assert status == 0
+        assert printed.startswith("folder, test, official, fold 0\n")
+
     def test_figures_of_another_fold_do_not_replace_those_of_the_test_part(self, trained, call):
         before = (trained / "metrics.json").read_text()
         status, _, _ = call(evaluate, "--checkpoint", trained, "--data", "noise", "--fold", 1)
@@ -502,6 +518,50 @@ class TestEvaluate:
         assert "absent.png: there is no such file" in said
         assert "4 photographs skipped" in said
         assert json.loads((tmp_path / "scores.json").read_text())[str(tmp_path / "text.jpg")] is None
+
+    def test_folders_as_they_are_cost_none_of_their_photographs(self, trained, call, tmp_path):
+        album = tmp_path / "album"
+        for name in ("a.png", "@eaDir/a.png", "._a.png", ".trash/b.png"):
+            (album / name).parent.mkdir(parents=True, exist_ok=True)
+            (album / name).write_bytes(RECORDS.photo(0))
+        for name in ("b.ICO", "c.psd", "d.psd", "e.NEF"):
+            (album / name).write_bytes(b"FUJIFILMCCD-RAW" if name == "e.NEF" else b"")
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "good.png").write_bytes(RECORDS.photo(1))
+        photos = [tmp_path / name for name in ("album", "empty", "good.png")]
+        status, printed, said = call(evaluate, "--checkpoint", trained, "--photos", *photos)
+        assert status == 3
+        assert [line.split()[1] for line in printed.splitlines()] == [
+            str(album / "a.png"),
+            str(tmp_path / "good.png"),
+        ]
+        assert "not read, by ending: 2 .psd, 1 .ico\n" in said
+        assert f"passed over: 3 hidden or system entries, such as {album / '._a.png'}\n" in said
+        assert f"skipped {tmp_path / 'empty'}: is a folder without any picture" in said
+        assert f"skipped {album / 'e.NEF'}: is a camera's raw file" in said
+        assert "2 photographs skipped" in said
+
+    def test_a_name_forges_no_line(self, trained, call, tmp_path):
+        for name, content in (("\n0.999  best.png", RECORDS.photo(0)), ("\x1b[2J\u202egnp.png", b"text")):
+            (tmp_path / name).write_bytes(content)
+        status, printed, said = call(evaluate, "--checkpoint", trained, "--photos", tmp_path)
+        assert status == 3
+        assert printed.count("\n") == 1
+        assert printed.endswith("\\x0a0.999  best.png\n")
+        assert "\\x1b[2J\\u202egnp.png: is no picture" in said
+        assert "\x1b" not in said
+
+    def test_limits_of_scoring_are_options(self, trained, call, tmp_path):
+        (tmp_path / "a.png").write_bytes(RECORDS.photo(0))
+        with (tmp_path / "long").open("wb") as file:
+            file.write(b"\xff\xd8\xff")
+            file.truncate(10**9)
+        given = ["--checkpoint", trained, "--photos", tmp_path]
+        assert "more than 10" in call(evaluate, *given, "--refuse-pixels", 10)[2]
+        long = call(evaluate, *given, tmp_path / "long", "--refuse-seconds", "0.1")[2]
+        assert "long: takes more than 0.1 seconds of processor time to read" in long
+        assert call(evaluate, *given, "--refuse-seconds", "-1")[0] == 2
+        assert call(evaluate, *given, "--refuse-seconds", "9")[0] == 0
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

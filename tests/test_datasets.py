@@ -137,9 +137,9 @@ def download(tmp_path):
     return download
 
 
-def load(name: str, data_dir: Path, decoding: Decoding = Decoding()):  # noqa: B008
+def load(name: str, data_dir: Path, decoding: Decoding = Decoding(), **options):  # noqa: B008
     said = []
-    return (*load_dataset(name, data_dir, decoding, say=said.append), said)
+    return (*load_dataset(name, data_dir, decoding, say=said.append, **options), said)
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -368,6 +368,129 @@ class TestFolder:
             "gone.png": "scores.csv, line 4: there is no such file",
             "broken.png": "scores.csv, line 5: is no picture in a format that can be read",
         }
+
+    @pytest.mark.parametrize("name", ["/etc/hostname", "../a.png", "x/../../a.png"])
+    def test_a_file_outside_is_refused_with_its_line_and_the_option(self, folder, name):
+        self.write(folder, self.GOOD + f"{name},0.5\n")
+        with pytest.raises(UsageError, match=r"line 4: .* lies outside the folder; --outside-files allows"):
+            load("folder", folder)
+        records, _, _ = load("folder", folder, outside_files=True)
+        assert len(records) == 3
+
+    @pytest.mark.parametrize("of", ["file", "folder"])
+    def test_a_link_that_leaves_the_folder_is_refused_unless_allowed(self, folder, tmp_path_factory, of):
+        elsewhere = tmp_path_factory.mktemp("elsewhere")
+        save(elsewhere / "x.png", 7)
+        (folder / "l").symlink_to(elsewhere if of == "folder" else elsewhere / "x.png")
+        self.write(folder, self.GOOD + ("l/x.png,0.5\n" if of == "folder" else "l,0.5\n"))
+        with pytest.raises(UsageError, match=r"line 4: l.* leads out of the folder; --outside-files"):
+            load("folder", folder)
+        records, skipped, _ = load("folder", folder, outside_files=True)
+        assert len(records) == 3
+        assert not skipped
+        (folder / "inner").symlink_to("in here")
+        self.write(folder, "file,score\ninner/ph oto-é0.png,0.5\n")
+        assert not load("folder", folder)[1]
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("file,score,score\na.png,0.1,0.2\n", "line 1: there are 2 columns 'score'"),
+            ("file,score,File\na.png,0.1,b.png\n", "line 1: there are 2 columns 'file'"),
+            ("file,points\na.png,1\n", "line 1: no column 'score'; .* found 'file,points'"),
+            ("file.score\n", "line 1: no column 'file'; .* found 'file.score'"),
+            ("fi\x1ble,score\na.png,1\n", r"found 'fi\\\\x1ble,score'"),
+        ],
+    )
+    def test_a_heading_that_cannot_be_understood_is_shown(self, folder, text, line):
+        self.write(folder, text)
+        with pytest.raises(UsageError, match=line):
+            load("folder", folder)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "file;score\nin here/ph oto-é0.png;0,75\n",
+            "file\tscore\nin here/ph oto-é0.png\t.75\n",
+            " File , SCORE\nin here/ph oto-é0.png , 0.75\n",
+            "\n\nfile,score\nin here\\ph oto-é0.png,0.75\n",
+            "file,score\nIN HERE/Ph oto-É0.PNG,0.75\n",
+            "file,score\nin here/ph oto-e\u03010.png,0.75\n",
+            'note;file;score\n"a, b";"in here\\ph oto-e\u03010.png";"0,75"\n',
+        ],
+    )
+    def test_tables_as_other_programs_write_them_are_understood(self, folder, text):
+        self.write(folder, text)
+        records, skipped, said = load("folder", folder)
+        assert not skipped
+        assert records.ids == ("in here/ph oto-é0.png",)
+        assert records.groups == records.ids
+        assert records.scores.tolist() == [0.75]
+        assert len(said) == ("ph oto-é0.png" not in text or "\\" in text)
+
+    def test_names_with_blanks_and_odd_characters_are_found(self, folder):
+        names = [" a.png", "b.png ", "c\u2028d.png", "e\u202ef.png", "g,h.png", "i\\j.png"]
+        for number, name in enumerate(names):
+            save(folder / name, number, format="PNG")
+        self.write(folder, "file,score\n" + "".join(f'"{name}",0.5\n' for name in names))
+        records, skipped, said = load("folder", folder)
+        assert not skipped
+        assert not said
+        assert records.ids == tuple(sorted(names))
+
+    def test_what_could_be_several_files_is_none(self, folder):
+        for name in ("A.png", "a.png"):
+            save(folder / name, 0)
+        self.write(folder, "file,score\na.PNG,0.5\n")
+        assert load("folder", folder)[1] == {"a.PNG": "scores.csv, line 2: there is no such file"}
+
+    def test_two_names_of_one_file_are_refused(self, folder):
+        self.write(folder, self.GOOD + "in here\\ph oto-é0.png,0.5\n")
+        with pytest.raises(UsageError, match=r"line 4: .*é0\.png is on line 3 already"):
+            load("folder", folder)
+
+    def test_equal_files_are_one_group_and_contradictions_are_told(self, folder):
+        for name in ("x.png", "y.png"):
+            shutil.copy(folder / "in here" / "ph oto-é1.png", folder / name)
+        lines = ["x.png,0.25,p,train", "y.png,0.5,q,test", "in here/ph oto-é1.png,0.25,r,train"]
+        lines += ["in here/ph oto-é0.png,0.5,q,test", "in here/ph oto-é2.png,0.5,s,test"]
+        self.write(folder, "file,score,group,split\n" + "\n".join(lines))
+        for _ in ("read", "remembered"):
+            records, _, said = load("folder", folder)
+            by_name = dict(zip(records.ids, records.groups, strict=True))
+            assert len({by_name[name] for name in ("x.png", "y.png", "in here/ph oto-é1.png")}) == 1
+            assert by_name["in here/ph oto-é0.png"] == by_name["y.png"]  # of its group before
+            assert by_name["in here/ph oto-é2.png"] == "s"
+            assert said == [
+                "3 pictures are copies, of 1 different; copies are of one group",
+                "scores.csv: 1 of these files have several scores: in here/ph oto-é1.png (line 4): 0.25; "
+                "x.png (line 2): 0.25; y.png (line 3): 0.5",
+                "scores.csv: 1 of these files have several parts of the official split: "
+                "in here/ph oto-é1.png (line 4): train; x.png (line 2): train; y.png (line 3): test",
+            ]
+        save(folder / "y.png", 9, (13, 20))
+        assert load("folder", folder)[2][0].startswith("2 pictures are copies")
+
+    def test_look_alikes_are_one_group_where_asked_for(self, folder):
+        pytest.importorskip("imagehash")
+        rng = np.random.default_rng(0)
+        for number in range(6):
+            coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+            picture = coarse.resize((160, 120), Image.Resampling.BICUBIC)
+            picture.save(folder / f"{number}.png")
+            picture.resize((120, 90)).save(folder / f"{number}.jpg", quality=60)
+        names = [f"{number}.{ending}" for number in range(6) for ending in ("png", "jpg")]
+        self.write(folder, "file,score\n" + "".join(f"{name},0.5\n" for name in names))
+        assert len(set(load("folder", folder)[0].groups)) == 12
+        for _ in ("seen", "remembered"):
+            records, _, _ = load("folder", folder, near_duplicates=True)
+            groups = dict(zip(records.ids, records.groups, strict=True))
+            assert len(set(groups.values())) == 6
+            assert all(groups[f"{number}.png"] == groups[f"{number}.jpg"] for number in range(6))
+
+    def test_its_options_are_refused_of_other_data_sets(self, tmp_path):
+        with pytest.raises(UsageError, match="--near-duplicates: is for --data folder, not ava"):
+            load("ava", tmp_path, near_duplicates=True)
 
     def test_may_lie_at_an_address(self, folder, bucket):
         self.write(folder, self.GOOD)

@@ -61,7 +61,7 @@ ROOMS = (
     ("pooling", "padded", "buckets", "metrics", "addresses"),
     ("config",),
     ("registry",),
-    ("errors",),
+    ("errors", "names"),
 )
 """Folders and files of spp_jax, from top to bottom: a room imports those of lower rows, not of its own."""
 

@@ -4,24 +4,22 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import platformdirs
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
-from spp_jax.addresses import files_below
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.program import DONE, SKIPPED, run_program
 from spp_jax.compilation import default_cache_dir, use_compilation_cache
 from spp_jax.data import load_dataset
-from spp_jax.data.decoding import FORMATS
+from spp_jax.data.finding import Found, find_photos
 from spp_jax.data.records import SPLITS, split_records
 from spp_jax.errors import UsageError
 from spp_jax.metrics import agreement
+from spp_jax.names import printable, some
 from spp_jax.scoring import Scorer, shipped
 
 _log = logging.getLogger(__name__)
@@ -45,15 +43,23 @@ class Options:
     protocol: str | None = None
     """How the data set is split: folds, random or official. Default: as the model was trained."""
     fold: int | None = None
-    """Fold of the split. Default: the one the model was trained for, so that test means unseen."""
+    """Fold of the split. Default: the one the model was trained for, so that test means unseen; of another
+    protocol, 0."""
     photos: tuple[AnyPath, ...] = ()
     """Photographs to score, or folders of them (searched to the bottom)."""
+    refuse_pixels: int | None = None
+    """Photographs of more pixels are skipped. Default: as the model was trained."""
+    refuse_seconds: float | None = None
+    """Photographs that take more seconds of processor time to decode are skipped. Default: 10, or as the
+    model was trained."""
     out: Path | None = None
     """JSON file for the figures. Default for --data: in the folder of the checkpoint, metrics.json for
     the test part of the fold trained for, else metrics-SPLIT-foldN.json, with the names of data set and
     protocol where these differ from the training's; none for --photos."""
     data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, the folder."""
+    outside_files: bool = False
+    """Of --data folder: files may lie outside of it, by absolute names, '..' or links."""
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
     who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
@@ -70,6 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError(f"--out {options.out}: there is no folder {options.out.absolute().parent}")
         use_compilation_cache(options.cache_dir)
         scorer = Scorer.from_checkpoint(options.checkpoint or shipped("compact"))
+        limits = {name: getattr(options, name) for name in ("refuse_pixels", "refuse_seconds")}
+        given = {name: limit for name, limit in limits.items() if limit is not None}
+        scorer.config = dataclasses.replace(scorer.config, **given)
         return _evaluate_data(scorer, options) if options.data else _score_photos(scorer, options)
 
     return run_program("spp-jax evaluate", Options, work)
@@ -79,9 +88,17 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     assert options.data
     if options.split not in SPLITS:
         raise UsageError(f"--split {options.split}: unknown; known are {', '.join(SPLITS)}")
-    fold = scorer.config.fold if options.fold is None else options.fold
     protocol = options.protocol or scorer.config.protocol
-    records, unread = load_dataset(options.data, options.data_dir, scorer.config.decoding, say=_log.info)
+    trained = scorer.config.fold if protocol == scorer.config.protocol else 0
+    fold = trained if options.fold is None else options.fold
+    records, unread = load_dataset(
+        options.data,
+        options.data_dir,
+        scorer.config.decoding,
+        say=_log.info,
+        outside_files=options.outside_files,
+        near_duplicates=scorer.config.near_duplicates and options.data == "folder",
+    )
     try:
         records = split_records(records, options.split, protocol, fold)
     except ValueError as error:
@@ -89,7 +106,8 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     records, skipped = records.usable(scorer.min_size, unread)
     if not len(records):
         raise UsageError(
-            f"--data {options.data}: no picture of {options.split} can be read and is large enough"
+            f"--data {options.data}: no picture of {options.split} can be read and is large enough: "
+            f"{some(skipped)}"
         )
     with tqdm(total=len(records), unit="photo", desc="score", mininterval=1) as bar:
         scores, failed = scorer.score_records(records, progress=bar.update)
@@ -114,41 +132,40 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
 
 
 def _score_photos(scorer: Scorer, options: Options) -> int:
-    photos = list(_expand(options.photos))
+    found = find_photos(options.photos)
+    _tell_passed(found)
+    photos = found.photos
+    if not photos:
+        raise UsageError(some(found.skipped))
     with tqdm(total=len(photos), unit="photo", desc="score", mininterval=1, disable=len(photos) < 100) as bar:
         scores = scorer.score(photos, progress=bar.update)
     for photo, score in zip(photos, scores, strict=True):
         if not np.isnan(score):
-            print(f"{score:.3f}  {photo}")
+            print(f"{score:.3f}  {printable(photo)}")
     if options.out:
         described = {
             str(photo): None if np.isnan(score) else float(score)
             for photo, score in zip(photos, scores, strict=True)
         }
         options.out.write_text(json.dumps(described, indent=2) + "\n")
-    return _name_skipped({str(photos[place]): why for place, why in scorer.skipped.items()})
+    return _name_skipped(found.skipped | {str(photos[i]): why for i, why in scorer.skipped.items()})
 
 
-def _expand(paths: Iterable[Path]) -> Iterable[Path]:
-    """Files as they are; of folders, all files whose name ends like a picture's, in order of name."""
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    for path in paths:
-        try:
-            is_folder = path.is_dir()
-        except OSError:  # a name that no file can have: reading it will say so
-            is_folder = False
-        if not is_folder:
-            yield path
-            continue
-        found = [file for file in files_below(path) if file.suffix.lower() in endings]
-        if not found:
-            raise UsageError(f"{path} is a folder without any picture: nothing to score")
-        yield from found
+def _tell_passed(found: Found) -> None:
+    """What is no photograph to be scored, and so not counted as skipped."""
+    if found.unread:
+        counts = ", ".join(f"{count} {printable(ending)}" for ending, count in found.unread.items())
+        print(f"not read, by ending: {counts}", file=sys.stderr)
+    if found.passed:
+        print(
+            f"passed over: {found.passed} hidden or system entries, such as {printable(found.example)}",
+            file=sys.stderr,
+        )
 
 
 def _name_skipped(skipped: dict[str, str]) -> int:
     for name, reason in skipped.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        print(f"skipped {printable(name)}: {printable(reason)}", file=sys.stderr)
     if skipped:
         print(f"{len(skipped)} photographs skipped", file=sys.stderr)
     return SKIPPED if skipped else DONE

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from spp_jax.compilation import DoesNotFitError
 from spp_jax.errors import SppJaxError, UsageError
+from spp_jax.names import printable
 
 __all__ = ["DONE", "FAILED", "INTERRUPTED", "SKIPPED", "WRONG_USE", "flags_of", "in_flags", "run_program"]
 
@@ -83,7 +84,7 @@ def in_flags(message: str, flags: dict[str, str], arguments: Iterable[str] = ())
 
 
 def _said(name: str, message: str, status: int) -> int:
-    print(f"{name}: {message}", file=sys.stderr)
+    print(f"{name}: {printable(message)}", file=sys.stderr)
     return status
 
 

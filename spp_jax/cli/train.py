@@ -47,6 +47,8 @@ class Options:
     them: --buckets, --pixels-per-step, --batch-multiple and --shape-multiple then decide nothing."""
     data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, your folder."""
+    outside_files: bool = False
+    """Of --data folder: files may lie outside of it, by absolute names, '..' or links."""
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
     who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
@@ -141,7 +143,13 @@ def _prepare(options: Options) -> Job:
         except (OSError, ValueError) as error:
             raise UsageError(f"--plan {options.plan}: {error}") from None
     try:
-        return prepare(options.run, options.data_dir, plan=plan, keep_mib=options.keep_mib)
+        return prepare(
+            options.run,
+            options.data_dir,
+            plan=plan,
+            keep_mib=options.keep_mib,
+            outside_files=options.outside_files,
+        )
     except DoesNotHoldError as error:
         if options.resume:
             raise other_records(options.folder()) from None

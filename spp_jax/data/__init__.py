@@ -36,7 +36,13 @@ def list_datasets() -> list[str]:
 
 
 def load_dataset(
-    name: str, data_dir: Path, decoding: Decoding, *, say: Callable[[str], None] = lambda text: None
+    name: str,
+    data_dir: Path,
+    decoding: Decoding,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    outside_files: bool = False,
+    near_duplicates: bool = False,
 ) -> tuple[Records, dict[str, str]]:
     """All records of a data set, ordered by id; prepared on first use.
 
@@ -45,7 +51,9 @@ def load_dataset(
         data_dir: where prepared data sets are kept, and where the user puts downloads, in
             ``manual/NAME``; for ``folder``, the user's own folder.
         decoding: how pictures become pixels.
-        say: told in a line what takes long.
+        say: told in a line what takes long, or should be known.
+        outside_files: of ``folder``: whether its table may name files outside of it.
+        near_duplicates: of ``folder``: whether pictures that look alike are of one group.
 
     Returns:
         The records, and by id the reason for each picture that cannot be read: its size is 0. It stays
@@ -61,11 +69,14 @@ def load_dataset(
             lacks = f"{name} needs the package {error.__cause__.name}: pip install 'spp_jax[demo]'"
             raise UsageError(lacks) from None
         raise
-    if isinstance(found, type):
-        return _built(found, name, data_dir, decoding, say)
     if name == "folder":
-        return found(data_dir, decoding, say)
-    return found(data_dir, decoding)
+        return found(data_dir, decoding, say, outside_files=outside_files, near_duplicates=near_duplicates)
+    if outside_files or near_duplicates:
+        argument = "outside_files" if outside_files else "near_duplicates"
+        raise UsageError(f"{argument} is for the data set folder, not for {name}")
+    return (
+        _built(found, name, data_dir, decoding, say) if isinstance(found, type) else found(data_dir, decoding)
+    )
 
 
 def _built(

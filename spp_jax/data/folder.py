@@ -17,8 +17,13 @@ import numpy as np
 
 from spp_jax.addresses import is_address
 from spp_jax.config import Decoding, UsageError
+from spp_jax.data.duplicates import equal_files, joined, look_alikes
+from spp_jax.data.names_on_disk import NamesOnDisk
 from spp_jax.data.records import SPLITS, Records
 from spp_jax.data.scanning import scan_sizes
+from spp_jax.names import printable, some
+
+_SEPARATORS = (",", ";", "\t")
 
 __all__ = ["Row", "load_folder", "read_table"]
 
@@ -44,30 +49,98 @@ class Row(NamedTuple):
 
 
 def load_folder(
-    folder: Path, decoding: Decoding, say: Callable[[str], None]
+    folder: Path,
+    decoding: Decoding,
+    say: Callable[[str], None],
+    *,
+    outside_files: bool = False,
+    near_duplicates: bool = False,
 ) -> tuple[Records, dict[str, str]]:
     """The records of a folder, ordered by file, and the reason for each picture that cannot be read (size 0).
+
+    Equal files are of one group, whatever the table says of their groups; that and contradictions between
+    their labels are said.
+
+    Args:
+        folder: with the table.
+        decoding: how pictures become pixels.
+        say: told in a line what the user should know.
+        outside_files: whether files may lie outside of the folder, by absolute names, ``..`` or links.
+        near_duplicates: whether pictures that look alike are of one group, too.
 
     Raises:
         UsageError: there is no folder or CSV, or a line of it is not what it should be.
     """
     table = _find_table(folder)
-    rows = sorted(read_table(table), key=lambda row: row.file)
+    rows = read_table(table, outside_files=outside_files)
+    if not is_address(folder):
+        rows = _as_on_disk(rows, table, outside_files, say)
+    else:
+        rows = [row._replace(file=row.file.strip()) for row in rows]
+    rows = sorted(rows, key=lambda row: row.file)
     paths = [folder / row.file for row in rows]
     sizes, reasons = scan_sizes(paths, decoding, folder / ".spp_jax-sizes.npz", say)
     skipped = {rows[i].file: f"{table.name}, line {rows[i].line}: {why}" for i, why in reasons.items()}
     scores = np.array([row.score for row in rows], np.float32)
+    equal = equal_files(paths, folder / ".spp_jax-equal.npz", say)
+    _tell_equal(rows, equal, table, say)
+    alike = look_alikes(paths, folder / ".spp_jax-alike.npz", say) if near_duplicates else []
     records = Records(
         ids=tuple(row.file for row in rows),
         sizes=decoding.scaled(sizes),
         photo=paths.__getitem__,
         scores=scores,
         good=scores >= 0.5,
-        groups=tuple(row.group for row in rows),
+        groups=_groups(rows, equal + alike),
         splits=tuple(row.split for row in rows) if rows[0].split else (),
         decoding=decoding,
     )
     return records, skipped
+
+
+def _as_on_disk(rows: list[Row], table: Path, outside_files: bool, say: Callable[[str], None]) -> list[Row]:
+    """The rows with each file called as it is on the disk."""
+    disk, found, seen, others = NamesOnDisk(table.parent), [], {}, {}
+    for row in rows:
+        name = disk.find(row.file)
+        if name is None:  # scanning names it; as a table may mean it, without the blanks around
+            name = row.file.strip()
+        elif name not in (row.file, row.file.strip()):
+            others[f"{table.name}, line {row.line}"] = f"{row.file} is taken for {name}"
+        name = posixpath.normpath(name)
+        where = f"{table}, line {row.line}"
+        if not outside_files and disk.leaves(name):
+            raise UsageError(
+                f"{where}: {printable(name)} leads out of the folder; --outside-files allows that"
+            )
+        if name in seen:
+            raise UsageError(f"{where}: {printable(name)} is on line {seen[name]} already")
+        seen[name] = row.line
+        found.append(row._replace(file=name, group=name if row.group == row.file else row.group))
+    if others:
+        say(f"names of the table that are other ones on the disk: {len(others)}; {some(others, 1)}")
+    return found
+
+
+def _tell_equal(rows: list[Row], equal: list[list[int]], table: Path, say: Callable[[str], None]) -> None:
+    if not equal:
+        return
+    count = sum(map(len, equal))
+    say(f"{count} pictures are copies, of {len(equal)} different; copies are of one group")
+    for what, key in (("scores", "score"), ("parts of the official split", "split")):
+        apart = [places for places in equal if len({getattr(rows[i], key) for i in places}) > 1]
+        if apart:
+            first = [(f"{rows[i].file} (line {rows[i].line})", str(getattr(rows[i], key))) for i in apart[0]]
+            say(f"{table.name}: {len(apart)} of these files have several {what}: {some(first)}")
+
+
+def _groups(rows: list[Row], sets: list[list[int]]) -> tuple[str, ...]:
+    """Of each row, where the groups of a set's members are one."""
+    names = {name: i for i, name in enumerate(dict.fromkeys(row.group for row in rows))}
+    pairs = [(names[rows[places[0]].group], names[rows[i].group]) for places in sets for i in places[1:]]
+    called = list(names)
+    roots = joined(range(len(names)), pairs)
+    return tuple(called[roots[names[row.group]]] for row in rows)
 
 
 def _find_table(folder: Path) -> Path:
@@ -81,61 +154,87 @@ def _find_table(folder: Path) -> Path:
     return named[0]
 
 
-def read_table(path: Path, required: Sequence[str] = ()) -> list[Row]:
+def read_table(path: Path, required: Sequence[str] = (), *, outside_files: bool = False) -> list[Row]:
     """The lines of a table, with or without a byte-order mark, of whatever line ends.
+
+    Columns are separated by commas, semicolons (numbers may then have a decimal comma) or tabs, whichever
+    makes a heading with the columns that are needed; case and blanks around their names do not count. Blanks
+    before a name belong to it only between quotes.
 
     Args:
         path: a CSV file, UTF-8.
         required: columns needed besides ``file`` and ``score``.
+        outside_files: whether files may have absolute names, or such with ``..``.
 
     Raises:
         UsageError: names the line and what is wrong with it.
     """
     try:
-        text = io.StringIO(path.read_bytes().decode("utf-8-sig"), newline="")
-        reader = csv.DictReader(text, skipinitialspace=True)
-        heading = reader.fieldnames or ()
-        numbered = [(reader.line_num, row) for row in reader]
+        text = path.read_bytes().decode("utf-8-sig")
+        heading, numbered, separator = _split(text, ("file", "score", *required))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
     for name in ("file", "score", *required):
         if name not in heading:
-            raise UsageError(f"{path}, line 1: no column {name!r}; expected file,score[,group][,split]")
+            shown = printable(text.lstrip().splitlines()[0])[:200] if text.strip() else ""
+            raise UsageError(
+                f"{path}, line 1: no column {name!r}; expected file,score[,group][,split], found {shown!r}"
+            )
+    for name in ("file", "score", "group", "split", *required):
+        if heading.count(name) > 1:
+            raise UsageError(f"{path}, line 1: there are {heading.count(name)} columns {name!r}")
     if not numbered:
         raise UsageError(f"{path} has no line below its heading")
     rows, seen, groups = [], {}, {}
-    for line, fields in numbered:
+    for line, cells in numbered:
         where = f"{path}, line {line}"
-        if None in fields or None in fields.values():
+        if len(cells) != len(heading):
             raise UsageError(f"{where}: other fields than the heading's {len(heading)}")
-        row = _row(where, line, fields)
+        row = _row(where, line, dict(zip(heading, cells, strict=True)), separator, outside_files)
         if row.file in seen:
-            raise UsageError(f"{where}: {row.file} is on line {seen[row.file]} already")
+            raise UsageError(f"{where}: {printable(row.file)} is on line {seen[row.file]} already")
         seen[row.file] = line
         first = groups.setdefault(row.group, row)
         if first.split != row.split:
             raise UsageError(
-                f"{where}: group {row.group} is of {row.split}, on line {first.line} of {first.split}"
+                f"{where}: group {printable(row.group)} is of {row.split}, on line {first.line} of "
+                f"{first.split}"
             )
         rows.append(row)
     return rows
 
 
-def _row(where: str, line: int, fields: dict[str, str]) -> Row:
+def _split(text: str, needed: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]], str]:
+    """The heading in small letters, the numbered lines below it, and what separates their cells."""
+    for separator in _SEPARATORS:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
+        heading = [name.strip().casefold() for name in next((cells for cells in reader if cells), [])]
+        if set(needed) <= set(heading):
+            return heading, [(reader.line_num, cells) for cells in reader if cells], separator
+    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
+    return [name.strip().casefold() for name in next(reader, [])], [], ","
+
+
+def _row(where: str, line: int, fields: dict[str, str], separator: str, outside_files: bool) -> Row:
+    name = fields.pop("file")
     fields = {name: value.strip() for name, value in fields.items()}
-    name, text = fields.pop("file"), fields.pop("score")
+    text = fields.pop("score")
     try:
-        score = float(text)
+        score = float(text if separator == "," else text.replace(",", "."))
     except ValueError:
-        raise UsageError(f"{where}: the score {text!r} is no number") from None
+        raise UsageError(f"{where}: the score {printable(text)!r} is no number") from None
     if not 0 <= score <= 1 or math.isnan(score):
         raise UsageError(f"{where}: the score {text} is not in 0 to 1; scale the column to that")
-    if not name:
+    if not name.strip():
         raise UsageError(f"{where}: no file is named")
     if is_address(name):
-        raise UsageError(f"{where}: the file {name} is an address; files are relative to the folder")
+        raise UsageError(
+            f"{where}: the file {printable(name)} is an address; files are relative to the folder"
+        )
     name = posixpath.normpath(name)
+    if not outside_files and (posixpath.isabs(name) or name.split("/")[0] == ".."):
+        raise UsageError(f"{where}: {printable(name)} lies outside the folder; --outside-files allows that")
     split = fields.pop("split", None)
     if split is not None and split not in SPLITS:
-        raise UsageError(f"{where}: split {split!r} is none of {', '.join(SPLITS)}")
+        raise UsageError(f"{where}: split {printable(split)!r} is none of {', '.join(SPLITS)}")
     return Row(line, name, score, fields.pop("group", "") or name, split or "", fields)

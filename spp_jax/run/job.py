@@ -17,6 +17,7 @@ from spp_jax.data.records import SPLITS, Records, split_records
 from spp_jax.data.schedule import Schedule, at_scale
 from spp_jax.errors import SppJaxError, UsageError
 from spp_jax.models.configured import build_model
+from spp_jax.names import some
 from spp_jax.training.losses import create_loss
 
 __all__ = ["DoesNotHoldError", "Job", "prepare"]
@@ -78,7 +79,12 @@ class Job:
 
 
 def prepare(
-    config: RunConfig, data_dir: Path, *, plan: BucketPlan | None = None, keep_mib: int = 1024
+    config: RunConfig,
+    data_dir: Path,
+    *,
+    plan: BucketPlan | None = None,
+    keep_mib: int = 1024,
+    outside_files: bool = False,
 ) -> Job:
     """Load the data set, split it, and plan buckets and steps.
 
@@ -88,13 +94,21 @@ def prepare(
         plan: to be used instead of planning.
         keep_mib: a picture is decoded once, and not anew in every epoch, where those of training and
             validation take no more memory than this, decoded, and each is seen at one size alone.
+        outside_files: of the data set ``folder``: whether its table may name files outside of it.
 
     Raises:
         UsageError: the configuration names what does not exist, or leaves a part without a picture.
         DoesNotHoldError: a picture is larger than every bucket of ``plan``.
     """
     smallest = _smallest(config)
-    records, unread = load_dataset(config.data, data_dir, config.decoding, say=_log.info)
+    records, unread = load_dataset(
+        config.data,
+        data_dir,
+        config.decoding,
+        say=_log.info,
+        outside_files=outside_files,
+        near_duplicates=config.near_duplicates,
+    )
     if records.splits and config.protocol != "official":
         _log.info(f"{config.data} has a split of its own, which protocol official would use")
     create_loss(config.loss, marks=records.marks)  # refused now where it needs votes and there are none
@@ -108,7 +122,7 @@ def prepare(
             raise UsageError(str(error), "protocol") from None
         parts[split], dropped = whole.usable(smallest, unread)
         if not len(parts[split]):
-            raise UsageError(f"no picture of {split} can be read and is at least {smallest}")
+            raise UsageError(f"no picture of {split} can be read and is at least {smallest}: {some(dropped)}")
         skipped |= dropped
     watched = {split: parts[split] for split in ("train", "validation")}  # each epoch
     if config.scales == (1.0,) and sum(part.nbytes for part in watched.values()) <= keep_mib * 2**20:

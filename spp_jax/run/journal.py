@@ -13,6 +13,7 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from spp_jax.addresses import is_address
+from spp_jax.names import cell
 
 __all__ = ["Journal", "draw_curves", "read_journal", "write_skipped"]
 
@@ -94,12 +95,15 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_skipped(path: Path, skipped: dict[str, str]) -> None:
-    """List the photographs that were skipped: columns ``photograph`` and ``reason``."""
+    """List the photographs that were skipped: columns ``photograph`` and ``reason``.
+
+    Names are escaped as :func:`spp_jax.names.cell` does it, so that a spreadsheet runs none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["photograph", "reason"])
-    writer.writerows(sorted(skipped.items()))
+    writer.writerows((cell(name), cell(reason)) for name, reason in sorted(skipped.items()))
     path.write_bytes(text.getvalue().encode())
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from spp_jax.data.decoding import UnreadableError, decode
 from spp_jax.data.records import Records
 from spp_jax.metrics import agreement
+from spp_jax.names import printable
 from spp_jax.run.journal import draw_curves
 
 __all__ = ["write_report"]
@@ -205,12 +206,12 @@ def _galleries(records: Records, scores: np.ndarray) -> str:
 
 def _figure(records: Records, i: int, score: float) -> str:
     """A thumbnail, or why there is none, over the picture's name, score and label."""
-    name = html.escape(records.ids[i])
+    name = html.escape(printable(records.ids[i]))
     label = "none" if np.isnan(records.scores[i]) else f"{records.scores[i]:.3f}"
     try:
         picture = Image.fromarray(decode(records.photo(i), records.decoding))
     except UnreadableError as error:
-        shown = f'<p class="unread">cannot be shown: {html.escape(str(error))}</p>'
+        shown = f'<p class="unread">cannot be shown: {html.escape(printable(error))}</p>'
     else:
         picture.thumbnail((_LONGEST, _LONGEST))  # never larger than it is
         file = io.BytesIO()
@@ -218,7 +219,7 @@ def _figure(records: Records, i: int, score: float) -> str:
         width, height = picture.size
         source = _data("image/jpeg", file.getvalue())
         shown = f'<img alt="{name}" width="{width}" height="{height}" src="{source}">'
-    caption = f"<b>{name}</b><br>score {score:.3f}, label {label}"
+    caption = f"<b><bdi>{name}</bdi></b><br>score {score:.3f}, label {label}"
     return f"<figure>\n{shown}\n<figcaption>{caption}</figcaption>\n</figure>\n"
 
 

@@ -16,6 +16,7 @@ from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.compilation import Compiled, placements, warn_of_compilations
 from spp_jax.errors import SppJaxError
 from spp_jax.metrics import Agreement, agreement
+from spp_jax.names import printable
 from spp_jax.run.artifacts import (
     check_writable,
     write_curves,
@@ -152,7 +153,7 @@ class TrainingRun:
             check_writable(self.folder)
         _log.info(str(self.job))
         for name, reason in self.job.skipped.items():
-            _log.warning(f"skipped {name}: {reason}")
+            _log.warning(f"skipped {printable(name)}: {printable(reason)}")
         self._check_share()
         if self._resume:
             self.done, self.state = from_checkpoint(self._checkpoints, self._about, self.state)
@@ -286,7 +287,7 @@ class TrainingRun:
 
     def _note_skipped(self, failed: dict[str, str]) -> None:
         for name in failed.keys() - self.skipped.keys():
-            _log.warning(f"skipped {name}: {failed[name]}")
+            _log.warning(f"skipped {printable(name)}: {printable(failed[name])}")
         self.skipped.update(failed)
 
     def _check_share(self) -> None:

@@ -14,7 +14,7 @@ from spp_jax.buckets import plan_buckets
 from spp_jax.checkpoints import Checkpoints
 from spp_jax.compilation import data_mesh, replicated
 from spp_jax.config import RunConfig, UsageError
-from spp_jax.data.decoding import Photo
+from spp_jax.data.decoding import Photo, listed
 from spp_jax.data.records import Records, photo_records
 from spp_jax.models import SPPNet
 from spp_jax.models.configured import build_model
@@ -76,10 +76,14 @@ class Scorer:
         """How good each photograph is: float32 ``[n]`` in [0, 1], NaN where it could not be read.
 
         Args:
-            photos: paths, bytes of files, PIL images, or uint8 arrays ``[height, width, 3]``.
+            photos: paths, bytes of files, files opened for reading bytes, PIL images, or uint8 arrays
+                ``[height, width, 3]``.
             progress: called with the number of photographs done since the last call.
+
+        Raises:
+            TypeError: ``photos`` is one photograph: give ``[photo]``.
         """
-        photos = list(photos)
+        photos = listed(photos)
         scores = np.full(len(photos), np.nan, np.float32)
         records, places, self.skipped = photo_records(photos, self.min_size, self.config.decoding)
         progress(len(self.skipped))
