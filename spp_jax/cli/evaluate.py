@@ -21,7 +21,6 @@ from spp_jax.data import load_dataset
 from spp_jax.data.decoding import FORMATS
 from spp_jax.data.records import SPLITS, split_records
 from spp_jax.errors import UsageError
-from spp_jax.metrics import agreement
 from spp_jax.scoring import Scorer, shipped
 
 _log = logging.getLogger(__name__)
@@ -83,7 +82,7 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     protocol = options.protocol or scorer.config.protocol
     records, unread = load_dataset(options.data, options.data_dir, scorer.config.decoding, say=_log.info)
     try:
-        records = split_records(records, options.split, protocol, fold)
+        records = split_records(records.judged_by(scorer.config.labels), options.split, protocol, fold)
     except ValueError as error:
         raise UsageError(str(error)) from None
     records, skipped = records.usable(scorer.min_size, unread)
@@ -97,7 +96,7 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     if len(failed) == len(records):
         _name_skipped(skipped)
         raise UsageError(f"--data {options.data}: no picture of {options.split} could be read")
-    result = agreement(scores, records.scores, records.good)
+    result = records.agreement(scores)
     print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
     print(result.table())
     described = {"data": options.data, "split": options.split, "protocol": protocol, "fold": fold}

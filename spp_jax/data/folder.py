@@ -1,8 +1,13 @@
 """`folder`: any folder of pictures with a CSV of scores, read in place: an edited one is never an old copy.
 
 The CSV is `scores.csv`, or the only CSV there. Its columns are ``file`` (relative to the folder), ``score``
-(0 to 1) and, as one likes, ``group`` (pictures of one group are never on both sides of a split) and
-``split`` (train, validation or test: the official split). Further columns are left alone.
+(0 to 1) and, as one likes, ``group`` (pictures of one group are never on both sides of a split), ``split``
+(train, validation or test: the official split) and ``category`` (figures are given for each). Further columns
+of numbers are labels to choose from, blank where a picture lacks one; others are left alone.
+
+`pairs.csv`, with scores or without, has what people preferred of two pictures or crops: see
+:func:`spp_jax.data.comparisons.read_comparisons`. `best.csv`, the best crop of each photograph, is for
+judging croppers, and no label here.
 """
 
 import csv
@@ -17,6 +22,7 @@ import numpy as np
 
 from spp_jax.addresses import is_address
 from spp_jax.config import Decoding, UsageError
+from spp_jax.data.comparisons import Comparison, read_comparisons, with_pairs
 from spp_jax.data.records import SPLITS, Records
 from spp_jax.data.scanning import scan_sizes
 
@@ -29,7 +35,7 @@ class Row(NamedTuple):
     Attributes:
         line: its number in the file, from 1.
         file: relative to the folder.
-        score: 0 to 1.
+        score: 0 to 1; NaN where it is blank or there is no such column.
         group: the file where there is no such column.
         split: empty where there is no such column.
         others: the further columns.
@@ -51,12 +57,27 @@ def load_folder(
     Raises:
         UsageError: there is no folder or CSV, or a line of it is not what it should be.
     """
-    table = _find_table(folder)
-    rows = sorted(read_table(table), key=lambda row: row.file)
+    table, pairs = _find_tables(folder)
+    compared = read_comparisons(pairs) if pairs else []
+    rows = read_table(table, required=()) if table else []
+    listed = {row.file for row in rows}
+    rows += [  # compared only
+        Row(0, name, math.nan, name, "", {})
+        for name in dict.fromkeys(name for comparison in compared for name in comparison.photos)
+        if name not in listed
+    ]
+    rows.sort(key=lambda row: row.file)
     paths = [folder / row.file for row in rows]
     sizes, reasons = scan_sizes(paths, decoding, folder / ".spp_jax-sizes.npz", say)
-    skipped = {rows[i].file: f"{table.name}, line {rows[i].line}: {why}" for i, why in reasons.items()}
     scores = np.array([row.score for row in rows], np.float32)
+    labels = _further_labels(rows)
+    if table:
+        _check_labelled(table, rows, [scores, *labels.values()], compared)
+    unread = {
+        rows[i].file: f"{table.name}, line {rows[i].line}: {why}" if table and rows[i].line else why
+        for i, why in reasons.items()
+    }
+    kinds = [row.others.get("category", "") for row in rows]
     records = Records(
         ids=tuple(row.file for row in rows),
         sizes=decoding.scaled(sizes),
@@ -64,29 +85,62 @@ def load_folder(
         scores=scores,
         good=scores >= 0.5,
         groups=tuple(row.group for row in rows),
-        splits=tuple(row.split for row in rows) if rows[0].split else (),
+        splits=tuple(row.split for row in rows) if all(row.split for row in rows) else (),
+        labels=labels,
         decoding=decoding,
+        categories=tuple(kinds) if any(kinds) else (),
     )
-    return records, skipped
+    return with_pairs(records, sizes, compared, unread) if pairs else (records, unread)
 
 
-def _find_table(folder: Path) -> Path:
+def _further_labels(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """The further columns that hold numbers and blanks alone, float32 ``[n]``, NaN where blank."""
+    labels = {}
+    for name in dict.fromkeys(name for row in rows for name in row.others):
+        try:
+            values = [float(row.others.get(name, "") or "nan") for row in rows]
+        except ValueError:
+            continue
+        if not all(map(math.isnan, values)):
+            labels[name] = np.array(values, np.float32)
+    return labels
+
+
+def _check_labelled(
+    table: Path, rows: Sequence[Row], labels: Sequence[np.ndarray], compared: Sequence[Comparison]
+) -> None:
+    """Refuse a line that says nothing of its picture."""
+    if np.isnan(np.stack(labels)).all():
+        raise UsageError(f"{table}, line 1: no column 'score'; expected file,score[,group][,split]")
+    pictures = {name for comparison in compared for name in comparison.photos}
+    for i in np.flatnonzero(np.isnan(np.stack(labels)).all(axis=0)):
+        if rows[i].file not in pictures:
+            raise UsageError(f"{table}, line {rows[i].line}: the score '' is no number")
+
+
+def _find_tables(folder: Path) -> tuple[Path | None, Path | None]:
+    """The table of scores and that of pairs, one of which may be absent."""
     if not folder.is_dir():
         raise UsageError(f"--data-dir {folder}: there is no such folder")
     tables = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv")
+    pairs = next((path for path in tables if path.name == "pairs.csv"), None)
+    tables = [path for path in tables if path.name not in ("pairs.csv", "best.csv")]
     named = [path for path in tables if path.name == "scores.csv"] or tables
+    if not named and pairs:
+        return None, pairs
     if len(named) != 1:
         found = f"{len(tables)} CSV files, and none is scores.csv" if tables else "no CSV file"
         raise UsageError(f"--data folder: in {folder} (--data-dir) is {found}; its columns are file,score")
-    return named[0]
+    return named[0], pairs
 
 
-def read_table(path: Path, required: Sequence[str] = ()) -> list[Row]:
+def read_table(path: Path, required: Sequence[str] = ("score",)) -> list[Row]:
     """The lines of a table, with or without a byte-order mark, of whatever line ends.
 
     Args:
         path: a CSV file, UTF-8.
-        required: columns needed besides ``file`` and ``score``.
+        required: columns needed besides ``file``; none of their fields may be blank. Without ``score``, some
+            other column must hold numbers.
 
     Raises:
         UsageError: names the line and what is wrong with it.
@@ -98,7 +152,7 @@ def read_table(path: Path, required: Sequence[str] = ()) -> list[Row]:
         numbered = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
-    for name in ("file", "score", *required):
+    for name in ("file", *required):
         if name not in heading:
             raise UsageError(f"{path}, line 1: no column {name!r}; expected file,score[,group][,split]")
     if not numbered:
@@ -108,6 +162,9 @@ def read_table(path: Path, required: Sequence[str] = ()) -> list[Row]:
         where = f"{path}, line {line}"
         if None in fields or None in fields.values():
             raise UsageError(f"{where}: other fields than the heading's {len(heading)}")
+        for name in required:
+            if not fields[name].strip():
+                raise UsageError(f"{where}: no {name} is given")
         row = _row(where, line, fields)
         if row.file in seen:
             raise UsageError(f"{where}: {row.file} is on line {seen[row.file]} already")
@@ -123,12 +180,12 @@ def read_table(path: Path, required: Sequence[str] = ()) -> list[Row]:
 
 def _row(where: str, line: int, fields: dict[str, str]) -> Row:
     fields = {name: value.strip() for name, value in fields.items()}
-    name, text = fields.pop("file"), fields.pop("score")
+    name, text = fields.pop("file"), fields.pop("score", "")
     try:
-        score = float(text)
+        score = float(text) if text else math.nan
     except ValueError:
         raise UsageError(f"{where}: the score {text!r} is no number") from None
-    if not 0 <= score <= 1 or math.isnan(score):
+    if text and not 0 <= score <= 1:
         raise UsageError(f"{where}: the score {text} is not in 0 to 1; scale the column to that")
     if not name:
         raise UsageError(f"{where}: no file is named")

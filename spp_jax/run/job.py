@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from spp_jax.compilation import data_mesh
 from spp_jax.config import RunConfig
 from spp_jax.data import load_dataset
 from spp_jax.data.records import SPLITS, Records, split_records
-from spp_jax.data.schedule import Schedule, at_scale
+from spp_jax.data.schedule import Schedule, at_scale, pair_sizes
 from spp_jax.errors import SppJaxError, UsageError
 from spp_jax.models.configured import build_model
 from spp_jax.training.losses import create_loss
@@ -97,19 +98,35 @@ def prepare(
     records, unread = load_dataset(config.data, data_dir, config.decoding, say=_log.info)
     if records.splits and config.protocol != "official":
         _log.info(f"{config.data} has a split of its own, which protocol official would use")
-    create_loss(config.loss, marks=records.marks)  # refused now where it needs votes and there are none
-    if config.loss != "emd":
-        records = dataclasses.replace(records, histograms=None, marks=())
+    loss = create_loss(config.loss, marks=records.marks, attributes=config.labels)  # refused before any work
+    try:
+        records = records.judged_by(config.labels)
+    except ValueError as error:
+        raise UsageError(f"labels {error}", "labels") from None
     parts, skipped = {}, {}
     for split in SPLITS:  # before any picture is dropped: a part does not depend on what can be read
         try:
             whole = split_records(records, split, config.protocol, config.fold)
         except ValueError as error:
             raise UsageError(str(error), "protocol") from None
-        parts[split], dropped = whole.usable(smallest, unread)
+        try:
+            labelled = whole.labelled(loss.needs)
+        except ValueError as error:
+            raise UsageError(f"loss {config.loss} {error}", "loss") from None
+        if len(labelled) < len(whole):
+            _log.info(
+                f"{len(whole) - len(labelled)} pictures of {split} have no label that {config.loss} needs"
+            )
+        parts[split], dropped = labelled.usable(smallest, unread)
         if not len(parts[split]):
             raise UsageError(f"no picture of {split} can be read and is at least {smallest}")
         skipped |= dropped
+    if records.pairs is not None and "pairs" in loss.needs:
+        within = sum(len(part.pairs.rows) for part in parts.values() if part.pairs is not None)
+        if lost := len(records.pairs.rows) - within:
+            _log.info(
+                f"{lost} of {len(records.pairs.rows)} pairs lie on both sides of the split, or cannot be read"
+            )
     watched = {split: parts[split] for split in ("train", "validation")}  # each epoch
     if config.scales == (1.0,) and sum(part.nbytes for part in watched.values()) <= keep_mib * 2**20:
         parts |= {split: part.decoded_once() for split, part in watched.items()}
@@ -120,6 +137,7 @@ def prepare(
         flip=config.flip,
         scales=config.scales,
         smallest=smallest,
+        pairs=parts["train"].pair_rows,
     )
     total_steps = config.steps or schedule.first_step(config.epochs)
     return Job(config, data_mesh(), parts, skipped, schedule, total_steps)
@@ -130,15 +148,20 @@ def _plan(
 ) -> BucketPlan:
     """One plan for the whole data set: all of training, validation and test runs in its buckets."""
     # Counted once at their own size: what is planned, and so compiled, is then the same for all folds.
-    scaled = [at_scale(parts["train"].sizes, scale, smallest) for scale in config.scales if scale != 1]
-    sizes = np.concatenate([*(part.sizes for part in parts.values()), *scaled])
+    train = parts["train"]
+    scaled = [at_scale(train.sizes, scale, smallest) for scale in config.scales if scale != 1]
+    every = [pair_sizes(part.sizes, part.pair_rows) for part in parts.values()]
+    sizes = np.concatenate([*every, *(pair_sizes(sizes, train.pair_rows) for sizes in scaled)])
     if given is not None:
         try:
             given.assign(sizes)
         except ValueError as error:
             raise DoesNotHoldError(str(error)) from None
         return given
-    plan = plan_buckets(sizes, **config.bucketing)
+    bucketing = config.bucketing
+    if train.pairs is not None:  # both of a pair are in one batch
+        bucketing["batch_multiple"] = math.lcm(2, config.batch_multiple)
+    plan = plan_buckets(sizes, **bucketing)
     for bucket in plan.buckets:
         if bucket.pixels > config.pixels_per_step:
             _log.warning(
