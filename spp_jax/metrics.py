@@ -213,8 +213,9 @@ def _mean(parts: dict[str, Agreement], count: int) -> Agreement:
         return sum(values) / len(values) if values else math.nan
 
     confusion = np.sum([part.confusion for part in parts.values()], axis=0).tolist()
-    figures = (mean(name) for name in ("accuracy", "srcc", "plcc", "krcc", "auc"))
-    return Agreement(count, *figures, (tuple(confusion[0]), tuple(confusion[1])), attributes=parts)
+    figures: dict[str, Any] = {name: mean(name) for name in ("accuracy", "srcc", "plcc", "krcc", "auc")}
+    figures["confusion"] = (tuple(confusion[0]), tuple(confusion[1]))
+    return Agreement(count, **figures, attributes=parts)
 
 
 def _of_one(scores: np.ndarray, labels: np.ndarray, good: np.ndarray) -> Agreement | None:

@@ -53,7 +53,9 @@ def call(cache, capsys):
 def write_pictures(folder: Path) -> None:
     folder.mkdir()
     for name, i in zip(RECORDS.ids, range(len(RECORDS)), strict=True):
-        (folder / f"{name}.png").write_bytes(RECORDS.photo(i))
+        photo = RECORDS.photo(i)
+        assert isinstance(photo, bytes)
+        (folder / f"{name}.png").write_bytes(photo)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +94,13 @@ def test_five_attributes_have_an_output_and_figures_each(attributes, call, tmp_p
     page = (run / "report.html").read_text()
     for name in ("all", *ATTRIBUTES, "tall", "wide, luck"):
         assert f'<th scope="row">{name}</th>' in page
+
+    pictures, out = [attributes / f"{RECORDS.ids[i]}.png" for i in (0, 1)], tmp_path / "scores.json"
+    status, printed, _ = call(evaluate, "--checkpoint", run, "--photos", *pictures, "--out", out)
+    assert status == 0
+    assert printed.splitlines()[0].split() == list(ATTRIBUTES)
+    assert len(printed.splitlines()[1].split()) == 6
+    assert tuple(json.loads(out.read_text())[str(pictures[1])]) == ATTRIBUTES
 
     scorer = Scorer.from_checkpoint(run)
     assert scorer.attributes == ATTRIBUTES
@@ -166,7 +175,7 @@ def test_preferences_alone_train_a_judge(preferences, call, tmp_path):
     assert figures["pairs"]["decided"] == figures["pairs"]["count"] > 5
     assert figures["pairs"]["accuracy"] == figures["accuracy"] > 0.8  # of pictures never seen
     assert "of them rightly" in printed
-    assert "pairs lie on both sides" in said
+    assert "pairs lie in two parts of the split" in said
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in steps if "loss" in line]
     assert losses[0] == pytest.approx(np.log(2), abs=0.15)  # before anything is learnt
@@ -205,5 +214,5 @@ def test_the_bucket_that_holds_both_of_a_pair_changes_neither_scores_nor_losses(
         value = share * np.log1p(np.exp(-ahead)) + (1 - share) * np.log1p(np.exp(ahead))
         expected[one].append(value)
         expected[other].append(value)
-    means = [np.mean(values) if values else 0 for values in expected.values()]
+    means = np.array([np.mean(values) if values else 0 for values in expected.values()])
     np.testing.assert_allclose(found[0][1], means, rtol=1e-3, atol=1e-5)

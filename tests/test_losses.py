@@ -117,7 +117,7 @@ class TestBradleyTerry:
         np.testing.assert_allclose(both.of(self.LOGITS, labels), parts[0] + parts[1], rtol=1e-6)
         assert not parts[0][:2].any()  # which have no score
         assert both.needs == ("score", "pairs")
-        with pytest.raises(UsageError, match="differ in the numbers of their outputs"):
+        with pytest.raises(UsageError, match="adds losses of 5, 1 outputs, which must be as many"):
             create_loss("emd+huber", marks=MARKS)
 
 
@@ -170,7 +170,7 @@ class TestSeveralAttributes:
                 loss.of(logits, others)
 
     def test_votes_are_of_one(self):
-        with pytest.raises(UsageError, match="--loss emd: judges one attribute"):
+        with pytest.raises(UsageError, match="loss emd judges one attribute"):
             create_loss("emd", marks=MARKS, attributes=self.NAMES)
 
 

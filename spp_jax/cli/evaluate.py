@@ -116,13 +116,21 @@ def _score_photos(scorer: Scorer, options: Options) -> int:
     photos = list(_expand(options.photos))
     with tqdm(total=len(photos), unit="photo", desc="score", mininterval=1, disable=len(photos) < 100) as bar:
         scores = scorer.score(photos, progress=bar.update)
-    for photo, score in zip(photos, scores, strict=True):
-        if not np.isnan(score):
-            print(f"{score:.3f}  {photo}")
+    names = scorer.attributes
+    if len(names) > 1:
+        print("  ".join(names))
+    columns = scores.reshape(len(photos), len(names)).tolist()
+    for photo, values in zip(photos, columns, strict=True):
+        if not np.isnan(values[0]):
+            print(f"{'  '.join(f'{value:.3f}' for value in values)}  {photo}")
     if options.out:
         described = {
-            str(photo): None if np.isnan(score) else float(score)
-            for photo, score in zip(photos, scores, strict=True)
+            str(photo): None
+            if np.isnan(values[0])
+            else values[0]
+            if len(names) == 1
+            else dict(zip(names, values, strict=True))
+            for photo, values in zip(photos, columns, strict=True)
         }
         options.out.write_text(json.dumps(described, indent=2) + "\n")
     return _name_skipped({str(photos[place]): why for place, why in scorer.skipped.items()})

@@ -126,8 +126,9 @@ def with_pairs(
     cut = np.array([box is not None for box in boxes], bool)
     taken = records.take(places)
     sizes = taken.sizes.copy()
-    for i in np.flatnonzero(cut & (raw[places] > 0).all(axis=1)):
-        sizes[i] = records.decoding.scaled(boxes[i][3:1:-1])
+    for i, box in enumerate(boxes):
+        if box is not None and raw[places[i]].all():
+            sizes[i] = records.decoding.scaled(box[3:1:-1])
 
     def photo(i: int) -> Photo:
         box, whole = boxes[i], taken.photo(i)

@@ -113,7 +113,7 @@ def _check_labelled(
     if np.isnan(np.stack(labels)).all():
         raise UsageError(f"{table}, line 1: no column 'score'; expected file,score[,group][,split]")
     pictures = {name for comparison in compared for name in comparison.photos}
-    for i in np.flatnonzero(np.isnan(np.stack(labels)).all(axis=0)):
+    for i in np.flatnonzero(np.isnan(np.stack(labels)).all(axis=0)).tolist():
         if rows[i].file not in pictures:
             raise UsageError(f"{table}, line {rows[i].line}: the score '' is no number")
 

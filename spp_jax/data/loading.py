@@ -179,7 +179,8 @@ class _Loading:
             images = dataclasses.replace(images, turned=np.asarray(spec.turned))
         self._records, self.spec = records, spec
         scores, good, labels = _no_labels(records, rows, host * rows)
-        self._batch: Any = Batch(images, scores, good, np.zeros(rows, np.float32), labels)
+        weights: Any = np.zeros(rows, np.float32)
+        self._batch: Any = Batch(images, scores, good, weights, labels)
         self._first = host * rows
         members = list(zip(spec.rows, spec.mirrored, spec.sizes, strict=True))
         mine = members[host * rows : (host + 1) * rows]

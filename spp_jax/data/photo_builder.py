@@ -11,7 +11,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import scipy.io
@@ -173,7 +173,8 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
             for name in ("votes", "labels"):
                 fields[name] = np.asarray(fields[name], np.float32)
             fields["pairs"] = np.asarray(example.pairs, np.int32).reshape(-1, 10)
-            yield example.id, {name: fields[name] for name in self.info.features}
+            features: Any = self.info.features
+            yield example.id, {name: fields[name] for name in features}
 
 
 def read_text(path: Path) -> str:

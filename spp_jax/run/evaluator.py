@@ -33,7 +33,7 @@ class Evaluator:
         )
 
     def score(self, state: TrainState, records: Records) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-        """Scores and losses, as :func:`~spp_jax.scoring.forward.score_records` gives them, and the reason for each that could not be read, by its id.
+        """Scores and losses as :func:`score_records` gives them, and by id why a picture has none.
 
         Raises:
             UsageError: not one could be read.

@@ -18,7 +18,7 @@ from spp_jax.data.records import SPLITS, Records, split_records
 from spp_jax.data.schedule import Schedule, at_scale, pair_sizes
 from spp_jax.errors import SppJaxError, UsageError
 from spp_jax.models.configured import build_model
-from spp_jax.training.losses import create_loss
+from spp_jax.training.losses import Loss, create_loss
 
 __all__ = ["DoesNotHoldError", "Job", "prepare"]
 
@@ -103,30 +103,7 @@ def prepare(
         records = records.judged_by(config.labels)
     except ValueError as error:
         raise UsageError(f"labels {error}", "labels") from None
-    parts, skipped = {}, {}
-    for split in SPLITS:  # before any picture is dropped: a part does not depend on what can be read
-        try:
-            whole = split_records(records, split, config.protocol, config.fold)
-        except ValueError as error:
-            raise UsageError(str(error), "protocol") from None
-        try:
-            labelled = whole.labelled(loss.needs)
-        except ValueError as error:
-            raise UsageError(f"loss {config.loss} {error}", "loss") from None
-        if len(labelled) < len(whole):
-            _log.info(
-                f"{len(whole) - len(labelled)} pictures of {split} have no label that {config.loss} needs"
-            )
-        parts[split], dropped = labelled.usable(smallest, unread)
-        if not len(parts[split]):
-            raise UsageError(f"no picture of {split} can be read and is at least {smallest}")
-        skipped |= dropped
-    if records.pairs is not None and "pairs" in loss.needs:
-        within = sum(len(part.pairs.rows) for part in parts.values() if part.pairs is not None)
-        if lost := len(records.pairs.rows) - within:
-            _log.info(
-                f"{lost} of {len(records.pairs.rows)} pairs lie on both sides of the split, or cannot be read"
-            )
+    parts, skipped = _parts(config, loss, records, unread, smallest)
     watched = {split: parts[split] for split in ("train", "validation")}  # each epoch
     if config.scales == (1.0,) and sum(part.nbytes for part in watched.values()) <= keep_mib * 2**20:
         parts |= {split: part.decoded_once() for split, part in watched.items()}
@@ -141,6 +118,33 @@ def prepare(
     )
     total_steps = config.steps or schedule.first_step(config.epochs)
     return Job(config, data_mesh(), parts, skipped, schedule, total_steps)
+
+
+def _parts(
+    config: RunConfig, loss: Loss, records: Records, unread: dict[str, str], smallest: tuple[int, int]
+) -> tuple[dict[str, Records], dict[str, str]]:
+    """The records of each part, with the labels that the loss needs, and why others are in none, by id."""
+    parts, skipped = {}, {}
+    for split in SPLITS:  # before any picture is dropped: a part does not depend on what can be read
+        try:
+            whole = split_records(records, split, config.protocol, config.fold)
+        except ValueError as error:
+            raise UsageError(str(error), "protocol") from None
+        try:
+            labelled = whole.labelled(loss.needs)
+        except ValueError as error:
+            raise UsageError(f"loss {config.loss} {error}", "loss") from None
+        if without := len(whole) - len(labelled):
+            _log.info(f"{without} pictures of {split} have no label that loss {config.loss} needs")
+        parts[split], dropped = labelled.usable(smallest, unread)
+        if not len(parts[split]):
+            raise UsageError(f"no picture of {split} can be read and is at least {smallest}")
+        skipped |= dropped
+    if parts["train"].pairs is not None and records.pairs is not None:
+        within, every = sum(len(part.pairs.rows) for part in parts.values()), len(records.pairs.rows)
+        if within < every:
+            _log.info(f"{every - within} of {every} pairs lie in two parts of the split or cannot be read")
+    return parts, skipped
 
 
 def _plan(

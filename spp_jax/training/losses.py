@@ -57,8 +57,8 @@ def create_loss(
 
     Args:
         name: one of :func:`list_losses`, or ``file.py:thing`` of one's own: a :class:`Loss`, or a function
-            that returns one and takes any of ``marks``, ``huber_delta`` and ``outputs``; or several with ``+``
-            between them: their sum, whose score is the first one's.
+            that returns one and takes any of ``marks``, ``huber_delta`` and ``outputs``; or several with
+            ``+`` between them: their sum, whose score is the first one's.
         marks: the score that each mark stands for, worst first; empty where the records have no votes.
         huber_delta: of ``huber``: the error, in scores, from which it grows linearly.
         attributes: of the scores; a network has an output for each. Empty: there is one.
@@ -74,8 +74,8 @@ def create_loss(
         return first
     if any(loss.outputs != first.outputs for loss in losses):
         raise UsageError(
-            f"loss {name} adds losses of {', '.join(str(loss.outputs) for loss in losses)} outputs: they must "
-            "be as many",
+            f"loss {name} adds losses of {', '.join(str(loss.outputs) for loss in losses)} outputs, which "
+            "must be as many",
             "loss",
         )
 
