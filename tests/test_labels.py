@@ -118,6 +118,60 @@ def test_five_attributes_have_an_output_and_figures_each(attributes, call, tmp_p
     assert again["accuracy"] == pytest.approx(figures["accuracy"])
 
 
+OWN = '''
+"""Five attributes of one's own, of which each picture has some, and a loss on them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from conftest import noise_records
+from spp_jax.training import Loss
+
+NAMES = ("colour", "light", "depth", "motion", "mood")
+
+
+def pictures(data_dir, decoding):
+    records = noise_records(48, groups=48)
+    values = np.stack([np.roll(records.scores, shift) for shift in range(5)])
+    values[(np.arange(5)[:, None] + np.arange(48)) % 3 == 0] = np.nan
+    boxes = np.arange(48 * 4, dtype=np.float32).reshape(48, 4)
+    labels = dict(zip(NAMES, values)) | {"boxes": boxes}
+    return dataclasses.replace(records, labels=labels, categories=("near", "far") * 24), {}
+
+
+def absolute_error(outputs):
+    """Of the attributes a picture has, each weighed by how large its box is: any label, of any shape."""
+
+    def of(logits, batch):
+        assert batch.labels["boxes"].shape == (len(logits), 4)
+        known = ~jnp.isnan(batch.scores)
+        errors = jnp.abs(jax.nn.sigmoid(logits) - jnp.nan_to_num(batch.scores))
+        weight = 1 + batch.labels["boxes"].sum(axis=-1) / 1000
+        return weight * jnp.where(known, errors, 0).sum(axis=-1) / jnp.maximum(known.sum(axis=-1), 1)
+
+    return Loss(outputs, of, jax.nn.sigmoid, needs=("score", "boxes"))
+'''
+
+
+def test_five_attributes_in_a_file_of_ones_own(call, tmp_path):
+    own, run = tmp_path / "own.py", tmp_path / "run"
+    own.write_text(OWN)
+    names = ["colour", "light", "depth", "motion", "mood"]
+    options = ["--data", f"{own}:pictures", "--loss", f"{own}:absolute_error", "--labels", *names]
+    status, printed, said = call(train, *QUICK[2:], *options, "--steps", 3, "--out", run)
+    assert status == 0, said
+    figures = json.loads((run / "metrics.json").read_text())
+    assert list(figures["attributes"]) == names
+    assert set(figures["categories"]) == {"near", "far"}
+    assert all(f"{name}: pictures" in printed for name in (*names, "near", "far"))
+    scorer = Scorer.from_checkpoint(run)
+    assert scorer.attributes == tuple(names)
+    assert scorer.score([RECORDS.photo(0)]).shape == (1, 5)
+
+
 def test_resume_refuses_other_labels_of_the_same_pictures(attributes, call, tmp_path):
     data, run = tmp_path / "data", tmp_path / "run"
     data.mkdir()

@@ -91,6 +91,8 @@ def _made(part: "Loss | Callable[..., Loss]", given: dict[str, Any]) -> Loss:
     if isinstance(part, Loss):
         return part
     takes = inspect.signature(part).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in takes.values()):
+        return part(**given)
     return part(**{name: value for name, value in given.items() if name in takes})
 
 
