@@ -47,7 +47,7 @@ class About(NamedTuple):
     @classmethod
     def of(cls, config: RunConfig, plan: BucketPlan, records: str, marks: tuple[float, ...] = ()) -> "About":
         """What a run says of itself now, its foreign parts as they are on the disk."""
-        digests = {name: fingerprint(name) for name in (config.model, config.loss)}
+        digests = {name: fingerprint(name) for name in (config.model, *config.loss.split("+"))}
         foreign = {name: digest for name, digest in digests.items() if digest is not None}
         return cls(config, plan, records, marks, foreign)
 

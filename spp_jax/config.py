@@ -128,8 +128,12 @@ class RunConfig:
     keeps everything all the same."""
     loss: str = "cross_entropy"
     """What is trained for: cross_entropy (the score, taken for the probability of being good), good (binary
-    cross-entropy on it), huber (regression on the score), emd (squared earth mover's distance of votes), or
-    file.py:thing of your own."""
+    cross-entropy on it), huber (regression on the score), emd (squared earth mover's distance of votes),
+    bradley_terry (which picture of a pair people prefer), file.py:thing of your own, or the sum of several,
+    such as cross_entropy+bradley_terry."""
+    labels: tuple[str, ...] = ()
+    """What is judged, an output of the network for each: columns of the data set, such as beauty; score is
+    the data set's own. A picture may lack some. Default: its score alone."""
     huber_delta: float = 0.1
     """Of --loss huber: the error, in scores, from which it grows linearly and no longer by its square."""
     optimizer: str = "adamw"

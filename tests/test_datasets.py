@@ -93,7 +93,68 @@ def savoias(folder: Path) -> None:
     (folder / "scores.csv").write_text("file,score,category\na.jpg,0.2,scenes\nb.png,0.9,objects\n")
 
 
+def biq2021(folder: Path) -> None:
+    """As released: blanks in the names, two empty columns in one table alone, a score below 0."""
+    tables = {
+        "Train": ("ss01 (12).jpg,0.1931,,", "ss03 (7088).jpg,0.8165,,"),
+        "Test": ("ss02 (4).jpg,-0.0047",),
+    }
+    for number, (part, rows) in enumerate(tables.items()):
+        heading = "Image Name,MOS" + ",," * (part == "Train")
+        (folder / f"{part} (Images and MOS).csv").write_text("\n".join([heading, *rows]) + "\n")
+        for place, row in enumerate(rows):
+            save(folder / "Images" / row.split(",")[0], number + 2 * place)
+
+
+OASIS = (
+    '"","Theme","Category","Source","Valence_mean","Valence_SD","Valence_N","Arousal_mean","Arousal_SD",'
+    '"Arousal_N"\n'
+    '"I1","Acorns 1 ","Object","Pixabay",4.685,1.2,101,2.347,1.5,95\n'
+    '"I59","Beach 1","Scene","Pixabay",6.375,0.9,101,4.739,1.8,95\n'
+    '"I15","Angry face 1","Person","Pixabay",3.389,0.9,101,3.261,1.8,95\n'
+    '"I67","Bear 1","Animal","Pixabay",5.149,0.9,101,3.343,1.8,95\n'
+)
+BEAUTY = (
+    "item,beauty_mean,Theme,Category,Valence_mean,Arousal_mean,beauty_SD,N,subset,women_beauty_mean,"
+    "men_beauty_mean,gender_diff_beauty,,\n"
+    "1,4.86,Acorns1,Object,4.69,2.35,1.48,140,subset2,4.81,4.91,-0.10,,\n"
+    "15,3.39,Angryface1,Person,3.39,3.26,1.70,104,subset4,3.55,3.76,-0.21,,\n"
+    "59,6.43,Beach1,Scene,6.37,4.74,1.01,145,subset3,5.43,4.30,1.13,,6\n"
+)
+
+
+def oasis(folder: Path) -> None:
+    """A theme with a blank at its end, one with none in its file's name, and one without beauty ratings."""
+    (folder / "OASIS.csv").write_text(OASIS)
+    (folder / "means_per_image.csv").write_text(BEAUTY)
+    for number, name in enumerate(("Acorns 1", "Beach1", "Angry face 1", "Bear 1")):
+        save(folder / "images" / f"{name}.jpg", number)
+
+
+def vessel(folder: Path) -> None:
+    rows = ["are,aep_001.jpg,2.929824561403509", "ari,aip_001.jpg,4.549019607843137", "art,art_001.jpg,3.6"]
+    rows += ["fac,F.a.01.jpg,2.2833333333333337", "lsc,eqlsc001.jpg,5.722222222222222"]
+    table = "\n".join(["image_type,image_name,rating", *rows]) + "\n"
+    (folder / "vessel_means_per_image.csv").write_text(table)
+    for number, row in enumerate((*rows[:2], rows[4])):  # of paintings and faces none is needed
+        save(folder / "images" / row.split(",")[1], number)
+
+
 EXPECTED = {
+    "biq2021": {
+        "ss01 (12).jpg": (0.1931, False, "ss01 (12).jpg"),
+        "ss02 (4).jpg": (0.0, False, "ss02 (4).jpg"),
+        "ss03 (7088).jpg": (0.8165, True, "ss03 (7088).jpg"),
+    },
+    "oasis": {
+        "Acorns1": (3.86 / 6, True, "Acorns1"),
+        "Beach1": (5.43 / 6, True, "Beach1"),
+    },
+    "vessel": {
+        "aep_001.jpg": (0.3216374, False, "aep_001.jpg"),
+        "aip_001.jpg": (0.5915033, True, "aip_001.jpg"),
+        "eqlsc001.jpg": (0.7870370, True, "eqlsc001.jpg"),
+    },
     "live_iqa": {
         "fastfading/img1.bmp": (0.0, False, "ref2.bmp"),
         "gblur/img1.bmp": (0.3, False, "ref1.bmp"),
@@ -124,6 +185,7 @@ EXPECTED = {
     },
 }
 MAKE = {"live_iqa": live_iqa, "live_wild": live_wild, "koniq10k": koniq10k, "ava": ava, "savoias": savoias}
+MAKE |= {"biq2021": biq2021, "oasis": oasis, "vessel": vessel}
 
 
 @pytest.fixture
@@ -167,18 +229,83 @@ def test_scores_groups_sizes_and_pictures_are_the_sources(name, download, tmp_pa
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "categories"),
+    [
+        ("biq2021", ("gallery", "taken for it", "from the web")),
+        ("oasis", ("object", "scene")),
+        ("vessel", ("exterior", "interior", "landscape")),
+        ("savoias", ("objects", "scenes")),
+        ("live_iqa", ("fastfading", "gblur", "jp2k", "jpeg", "wn")),
+        ("live_wild", ()),
+    ],
+)
+def test_categories_are_the_sources_kinds(name, categories, download, tmp_path):
+    download(name)
+    records, _, _ = load(name, tmp_path)
+    assert records.categories == categories
+    assert records.take([1]).categories == categories[1:2]
+
+
+def test_the_official_split_of_biq2021_is_its_two_tables(download, tmp_path):
+    folder = download("biq2021")
+    records, _, _ = load("biq2021", tmp_path)
+    assert records.splits == ("train", "test", "train")
+    for part in ("Train", "Test"):  # as an earlier release has them
+        (folder / f"{part} (Images and MOS).csv").rename(folder / f"{part}.csv")
+    assert load("biq2021", tmp_path)[0].digest() == records.digest()
+
+
+def test_what_else_people_said_of_oasis_are_further_labels(download, tmp_path):
+    download("oasis")
+    records, _, _ = load("oasis", tmp_path)
+    assert records.attributes == ("beauty",)
+    np.testing.assert_allclose(records.labels["valence"], [3.685 / 6, 5.375 / 6], rtol=1e-5)
+    np.testing.assert_allclose(records.labels["arousal"], [1.347 / 6, 3.739 / 6], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "line", "said"),
+    [
+        ("biq2021", "Test (Images and MOS).csv", "ss02 (5).jpg,good", "line 3: the MOS 'good' is no number"),
+        ("biq2021", "Test (Images and MOS).csv", "ss02 (5).jpg", "line 3: cut short"),
+        (
+            "oasis",
+            "OASIS.csv",
+            '"I9","Beach 1","Scene","",7.3,1,1,3,1,1',
+            "line 6: '7.3' is no mean of marks",
+        ),
+        ("oasis", "means_per_image.csv", "60,,Beach2,Scene", "line 5: '' is no mean of marks of 1 to 7"),
+        ("vessel", "vessel_means_per_image.csv", "lsc,eqlsc002.jpg,0.5", "line 7: '0.5' is no mean of marks"),
+    ],
+)
+def test_a_broken_line_of_a_table_is_named(name, table, line, said, download, tmp_path):
+    folder = download(name)
+    with (folder / table).open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UsageError, match=re.escape(f"{folder / table}, {said}")):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("biq2021", "Test (Images and MOS).csv"), ("oasis", "OASIS.csv")]
+)
+def test_a_table_of_other_columns_is_not_the_data_sets(name, table, download, tmp_path):
+    (download(name) / table).write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match=r"has no column .*: it is not the data set's file"):
+        load(name, tmp_path)
+
+
 def test_votes_and_official_splits_are_the_sources(download, tmp_path):
     download("koniq10k")
     records, _, _ = load("koniq10k", tmp_path)
-    assert records.histograms is not None
-    assert records.histograms[2].tolist() == [0, 0.5, 0.5, 0, 0]
+    assert records.labels["votes"][2].tolist() == [0, 0.5, 0.5, 0, 0]
     assert records.splits == ("train", "train", "validation", "test")
     assert split_records(records, "test", "official", 0).ids == ("3.jpg",)
     download("ava")
     records, _, _ = load("ava", tmp_path)
-    assert records.histograms is not None
-    assert records.histograms.shape == (4, 10)
-    np.testing.assert_allclose(records.histograms.sum(axis=1), 1, rtol=1e-6)
+    assert records.labels["votes"].shape == (4, 10)
+    np.testing.assert_allclose(records.labels["votes"].sum(axis=1), 1, rtol=1e-6)
     assert split_records(records, "test", "official", 0).ids == ("953958",)
     held = [split_records(records, split, "official", 0).ids for split in ("train", "validation")]
     assert sorted(held[0] + held[1]) == ["953619", "954113", "954184"]
@@ -203,6 +330,11 @@ def test_votes_and_official_splits_are_the_sources(download, tmp_path):
         ("ava", "AVA.txt", "AVA.txt is missing"),
         ("ava", "images/953619.jpg", "complete the download"),
         ("savoias", "scores.csv", "scores.csv is missing"),
+        ("biq2021", "Test (Images and MOS).csv", r"Test \(Images and MOS\)\.csv or Test\.csv is missing"),
+        ("biq2021", "Images", "Images is missing in"),
+        ("oasis", "means_per_image.csv", "means_per_image.csv is missing"),
+        ("oasis", "images/Beach1.jpg", "1 of 2 pictures are missing in .*, such as images/Beach1.jpg"),
+        ("vessel", "images", "images or vessel is missing in"),
     ],
 )
 def test_a_partial_download_names_what_is_missing_and_where(name, gone, said, download, tmp_path):
@@ -247,7 +379,7 @@ def test_a_broken_line_of_koniq_is_named(counts, download, tmp_path):
     folder = download("koniq10k")
     with (folder / "koniq10k_scores_and_distributions.csv").open("a") as file:
         file.write(f"0.jpg,{counts}\n")
-    with pytest.raises(UsageError, match=r"distributions\.csv, line 6: c1 to c5 are no counts of votes"):
+    with pytest.raises(UsageError, match=r"distributions\.csv, line 6: (c1 to c5 are no counts|cut short)"):
         load("koniq10k", tmp_path)
 
 
@@ -322,6 +454,26 @@ class TestFolder:
         assert records.groups == ("g0", "g1")
         assert records.splits == ("train", "test")
 
+    def test_categories_and_columns_of_numbers_are_kept(self, folder):
+        further = (("0.25", "sea,.5,1"), ("0.75", "sea,,x"), ("", "hill,1,"))
+        rows = [f"in here/ph oto-é{i}.png,{score},{rest}" for i, (score, rest) in enumerate(further)]
+        self.write(folder, "\n".join(["file,score,category,colour,note", *rows]))
+        records, _, _ = load("folder", folder)
+        assert records.categories == ("sea", "sea", "hill")
+        assert set(records.labels) == {"colour"}  # a note is none
+        np.testing.assert_array_equal(records.labels["colour"], np.array([0.5, np.nan, 1], np.float32))
+        np.testing.assert_array_equal(records.scores, np.array([0.25, 0.75, np.nan], np.float32))
+        assert records.groups == records.ids  # a category is no group
+
+    def test_without_a_score_column_others_are_judged(self, folder):
+        self.write(folder, "file,a,b\nin here/ph oto-é0.png,0.5,1\nin here/ph oto-é1.png,0,7\n")
+        records, _, _ = load("folder", folder)
+        assert records.judged_by(["a"]).scores.tolist() == [0.5, 0]
+        with pytest.raises(ValueError, match=r"the b of in here/ph oto-é1\.png is 7, not in 0 to 1: scale"):
+            records.judged_by(["a", "b"])
+        with pytest.raises(ValueError, match="needs score, which no picture has; there are labels a, b"):
+            records.labelled(("score",))
+
     def test_an_edited_table_or_picture_is_seen(self, folder):
         self.write(folder, self.GOOD)
         load("folder", folder)
@@ -334,7 +486,8 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("lines", "said"),
         [
-            (["file,points", "a.png,1"], "line 1: no column 'score'; expected file,score"),
+            (["file,points", "a.png,x"], "line 1: no column 'score'; expected file,score"),
+            (["file,score", "a.png,0.1", "b.png,"], "line 3: the score '' is no number"),
             (["file,score", "a.png,high"], "line 2: the score 'high' is no number"),
             (["file,score", "a.png,0.1", "b.png,nan"], "line 3: the score nan is not in 0 to 1"),
             (["file,score", "a.png,7"], "line 2: the score 7 is not in 0 to 1; scale"),

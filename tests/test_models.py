@@ -178,7 +178,6 @@ def test_it_trains_a_step(name, dtype, narrow_heads):
         scores=jnp.array([0.1, 0.9]),
         good=jnp.array([False, True]),
         weights=jnp.ones(2),
-        histograms=None,
     )
     before = jax.tree.map(np.asarray, state.params)
     after, metrics = jax.jit(train_step, static_argnums=0, donate_argnums=1)(recipe, state, batch)

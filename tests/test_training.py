@@ -338,10 +338,10 @@ class TestOptimization:
 
     def test_votes_are_trained_on_by_their_distance(self, schedule):
         votes = np.random.default_rng(0).dirichlet(np.ones(3), len(RECORDS)).astype(np.float32)
-        records = dataclasses.replace(RECORDS, histograms=votes, marks=(0.0, 0.5, 1.0))
+        records = dataclasses.replace(RECORDS, labels={"votes": votes}, marks=(0.0, 0.5, 1.0))
         config = dataclasses.replace(CONFIG, loss="emd")
         recipe, state = configured_training(config, 100, schedule.mean_batch, records.marks)
-        step = step_executables(recipe, state, MESH, 3)
+        step = step_executables(recipe, state, MESH, records)
         losses = []
 
         def after_step(done, state, metrics):
@@ -360,7 +360,7 @@ class TestOptimization:
         )
         # Before anything is learnt, the judged shares are a third each.
         _, batch, _ = next(load_batches(records, schedule.steps(0, 1)))
-        ahead = np.cumsum(1 / 3 - np.asarray(batch.histograms)[np.asarray(batch.weights) > 0], axis=1)
+        ahead = np.cumsum(1 / 3 - np.asarray(batch.labels["votes"])[np.asarray(batch.weights) > 0], axis=1)
         assert losses[0] == pytest.approx((ahead**2).mean(), rel=1e-4)
 
 

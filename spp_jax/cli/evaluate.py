@@ -18,7 +18,6 @@ from spp_jax.data import load_dataset
 from spp_jax.data.finding import Found, find_photos
 from spp_jax.data.records import SPLITS, split_records
 from spp_jax.errors import UsageError
-from spp_jax.metrics import agreement
 from spp_jax.names import printable, some
 from spp_jax.scoring import Scorer, shipped
 
@@ -100,7 +99,7 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
         near_duplicates=scorer.config.near_duplicates and options.data == "folder",
     )
     try:
-        records = split_records(records, options.split, protocol, fold)
+        records = split_records(records.judged_by(scorer.config.labels), options.split, protocol, fold)
     except ValueError as error:
         raise UsageError(str(error)) from None
     records, skipped = records.usable(scorer.min_size, unread)
@@ -115,7 +114,7 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     if len(failed) == len(records):
         _name_skipped(skipped)
         raise UsageError(f"--data {options.data}: no picture of {options.split} could be read")
-    result = agreement(scores, records.scores, records.good)
+    result = records.agreement(scores)
     print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
     print(result.table())
     described = {"data": options.data, "split": options.split, "protocol": protocol, "fold": fold}
@@ -139,13 +138,21 @@ def _score_photos(scorer: Scorer, options: Options) -> int:
         raise UsageError(some(found.skipped))
     with tqdm(total=len(photos), unit="photo", desc="score", mininterval=1, disable=len(photos) < 100) as bar:
         scores = scorer.score(photos, progress=bar.update)
-    for photo, score in zip(photos, scores, strict=True):
-        if not np.isnan(score):
-            print(f"{score:.3f}  {printable(photo)}")
+    names = scorer.attributes
+    if len(names) > 1:
+        print("  ".join(names))
+    columns = scores.reshape(len(photos), len(names)).tolist()
+    for photo, values in zip(photos, columns, strict=True):
+        if not np.isnan(values[0]):
+            print(f"{'  '.join(f'{value:.3f}' for value in values)}  {printable(photo)}")
     if options.out:
         described = {
-            str(photo): None if np.isnan(score) else float(score)
-            for photo, score in zip(photos, scores, strict=True)
+            str(photo): None
+            if np.isnan(values[0])
+            else values[0]
+            if len(names) == 1
+            else dict(zip(names, values, strict=True))
+            for photo, values in zip(photos, columns, strict=True)
         }
         options.out.write_text(json.dumps(described, indent=2) + "\n")
     return _name_skipped(found.skipped | {str(photos[i]): why for i, why in scorer.skipped.items()})

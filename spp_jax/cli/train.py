@@ -158,7 +158,7 @@ def _prepare(options: Options) -> Job:
 
 def _dry_run(job: Job, fsdp: int | None) -> int:
     recipe, state = configured_training(job.config, job.total_steps, job.schedule.mean_batch, job.marks)
-    step = step_executables(recipe, state, job.mesh, len(job.marks), fsdp)
+    step = step_executables(recipe, state, job.mesh, job.parts["train"], fsdp)
     print(job)
     print("\n  bucket (h x w)   batch   pictures   batches/epoch   memory of a step   compiled in")
     epoch = job.epoch()

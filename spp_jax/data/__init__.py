@@ -1,7 +1,7 @@
 """Records in, batches out. A data set is a folder here, and its name in the list."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from spp_jax.addresses import is_address
 from spp_jax.config import ANY_SIZE, Decoding, UsageError
 from spp_jax.data.columns import read_columns, write_columns
+from spp_jax.data.comparisons import Box, Comparison, with_pairs
 from spp_jax.data.decoding import UnreadableError, photo_size
 from spp_jax.data.records import Records
 from spp_jax.registry import Registry
@@ -17,7 +18,10 @@ from spp_jax.registry import Registry
 __all__ = ["DATASETS", "list_datasets", "load_dataset"]
 
 _INDEX_FORM = 1
-_BUILT = ("ava", "distorted_photos", "koniq10k", "live_iqa", "live_wild", "savoias")
+_BUILT = (
+    *("ava", "biq2021", "distorted_photos", "fcdb", "koniq10k", "live_iqa", "live_wild", "oasis", "savoias"),
+    "vessel",
+)
 
 
 DATASETS: Registry[Any] = Registry(
@@ -127,11 +131,38 @@ def _built(
         good=fields["good"][order],
         groups=tuple(fields["group"][order].tolist()),
         splits=splits if all(splits) else (),
-        histograms=fields["votes"][order] if "votes" in fields else None,
+        labels=_labels(make, fields, order),
         marks=make.MARKS,
         decoding=decoding,
+        categories=tuple(fields["category"][order].tolist()) if make.CATEGORIES else (),
+        attributes=(make.SCORE,),
     )
+    if make.PAIRS:
+        compared = _comparisons(records.ids, raw[order], fields["pairs"][order])
+        return with_pairs(records, raw[order], compared, skipped)
     return records, skipped
+
+
+def _comparisons(ids: Sequence[str], raw: np.ndarray, pairs: np.ndarray) -> Iterator[Comparison]:
+    """Pairs of crops of each photograph, int ``[n, most, 10]``, those without votes being filler."""
+    for name, (height, width), rows in zip(ids, raw.tolist(), pairs.tolist(), strict=True):
+        for number, (*boxes, one, other) in enumerate(rows, 1):
+            if one + other:
+                both = (_inside(boxes[:4], width, height), _inside(boxes[4:], width, height))
+                yield Comparison(f"{name}, pair {number}", (name, name), both, one / (one + other))
+
+
+def _inside(box: Sequence[int], width: int, height: int) -> Box:
+    """The part of a box that is in its picture; the box where that has no size."""
+    x, y, w, h = box
+    left, top = max(x, 0), max(y, 0)
+    return (left, top, min(x + w, width) - left, min(y + h, height) - top) if height else (x, y, w, h)
+
+
+def _labels(make: Any, fields: dict[str, np.ndarray], order: np.ndarray) -> dict[str, np.ndarray]:
+    """What is known of each picture besides its score, by name."""
+    labels = {name: fields["labels"][order, column] for column, name in enumerate(make.LABELS)}
+    return labels | ({"votes": fields["votes"][order]} if make.MARKS else {})
 
 
 def _index(source: Any, path: Path) -> dict[str, np.ndarray]:
@@ -143,6 +174,9 @@ def _index(source: Any, path: Path) -> dict[str, np.ndarray]:
         row = dict(source[place])
         del row["image"]
         rows.append({name: v.decode() if isinstance(v, bytes) else v for name, v in row.items()})
+    for row in rows if "pairs" in rows[0] else ():  # filled up to as many
+        missing = max(len(row["pairs"]) for row in rows) - len(row["pairs"])
+        row["pairs"] = np.pad(row["pairs"], ((0, missing), (0, 0)))
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     with contextlib.suppress(OSError):  # then they are read anew each time
         write_columns(path, _INDEX_FORM, columns)

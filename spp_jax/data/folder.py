@@ -1,8 +1,13 @@
 """`folder`: any folder of pictures with a CSV of scores, read in place: an edited one is never an old copy.
 
 The CSV is `scores.csv`, or the only CSV there. Its columns are ``file`` (relative to the folder), ``score``
-(0 to 1) and, as one likes, ``group`` (pictures of one group are never on both sides of a split) and
-``split`` (train, validation or test: the official split). Further columns are left alone.
+(0 to 1) and, as one likes, ``group`` (pictures of one group are never on both sides of a split), ``split``
+(train, validation or test: the official split) and ``category`` (figures are given for each). Further columns
+of numbers are labels to choose from, blank where a picture lacks one; others are left alone.
+
+`pairs.csv`, with scores or without, has what people preferred of two pictures or crops: see
+:func:`spp_jax.data.comparisons.read_comparisons`. `best.csv`, the best crop of each photograph, is for
+judging croppers, and no label here.
 """
 
 import csv
@@ -17,6 +22,7 @@ import numpy as np
 
 from spp_jax.addresses import is_address
 from spp_jax.config import Decoding, UsageError
+from spp_jax.data.comparisons import Comparison, read_comparisons, with_pairs
 from spp_jax.data.duplicates import equal_files, joined, look_alikes
 from spp_jax.data.names_on_disk import NamesOnDisk
 from spp_jax.data.records import SPLITS, Records
@@ -34,7 +40,7 @@ class Row(NamedTuple):
     Attributes:
         line: its number in the file, from 1.
         file: relative to the folder.
-        score: 0 to 1.
+        score: 0 to 1; NaN where it is blank or there is no such column.
         group: the file where there is no such column.
         split: empty where there is no such column.
         others: the further columns.
@@ -71,20 +77,34 @@ def load_folder(
     Raises:
         UsageError: there is no folder or CSV, or a line of it is not what it should be.
     """
-    table = _find_table(folder)
-    rows = read_table(table, outside_files=outside_files)
-    if not is_address(folder):
+    table, pairs = _find_tables(folder)
+    compared = read_comparisons(pairs) if pairs else []
+    rows = read_table(table, required=(), outside_files=outside_files) if table else []
+    if table and not is_address(folder):
         rows = _as_on_disk(rows, table, outside_files, say)
     else:
         rows = [row._replace(file=row.file.strip()) for row in rows]
-    rows = sorted(rows, key=lambda row: row.file)
+    listed = {row.file for row in rows}
+    rows += [  # compared only
+        Row(0, name, math.nan, name, "", {})
+        for name in dict.fromkeys(name for comparison in compared for name in comparison.photos)
+        if name not in listed
+    ]
+    rows.sort(key=lambda row: row.file)
     paths = [folder / row.file for row in rows]
     sizes, reasons = scan_sizes(paths, decoding, folder / ".spp_jax-sizes.npz", say)
-    skipped = {rows[i].file: f"{table.name}, line {rows[i].line}: {why}" for i, why in reasons.items()}
     scores = np.array([row.score for row in rows], np.float32)
     equal = equal_files(paths, folder / ".spp_jax-equal.npz", say)
-    _tell_equal(rows, equal, table, say)
+    _tell_equal(rows, equal, (table or folder).name, say)
     alike = look_alikes(paths, folder / ".spp_jax-alike.npz", say) if near_duplicates else []
+    labels = _further_labels(rows)
+    if table:
+        _check_labelled(table, rows, [scores, *labels.values()], compared)
+    unread = {
+        rows[i].file: f"{table.name}, line {rows[i].line}: {why}" if table and rows[i].line else why
+        for i, why in reasons.items()
+    }
+    kinds = [row.others.get("category", "") for row in rows]
     records = Records(
         ids=tuple(row.file for row in rows),
         sizes=decoding.scaled(sizes),
@@ -92,10 +112,12 @@ def load_folder(
         scores=scores,
         good=scores >= 0.5,
         groups=_groups(rows, equal + alike),
-        splits=tuple(row.split for row in rows) if rows[0].split else (),
+        splits=tuple(row.split for row in rows) if all(row.split for row in rows) else (),
+        labels=labels,
         decoding=decoding,
+        categories=tuple(kinds) if any(kinds) else (),
     )
-    return records, skipped
+    return with_pairs(records, sizes, compared, unread) if pairs else (records, unread)
 
 
 def _as_on_disk(rows: list[Row], table: Path, outside_files: bool, say: Callable[[str], None]) -> list[Row]:
@@ -122,7 +144,7 @@ def _as_on_disk(rows: list[Row], table: Path, outside_files: bool, say: Callable
     return found
 
 
-def _tell_equal(rows: list[Row], equal: list[list[int]], table: Path, say: Callable[[str], None]) -> None:
+def _tell_equal(rows: list[Row], equal: list[list[int]], table: str, say: Callable[[str], None]) -> None:
     if not equal:
         return
     count = sum(map(len, equal))
@@ -131,7 +153,7 @@ def _tell_equal(rows: list[Row], equal: list[list[int]], table: Path, say: Calla
         apart = [places for places in equal if len({getattr(rows[i], key) for i in places}) > 1]
         if apart:
             first = [(f"{rows[i].file} (line {rows[i].line})", str(getattr(rows[i], key))) for i in apart[0]]
-            say(f"{table.name}: {len(apart)} of these files have several {what}: {some(first)}")
+            say(f"{table}: {len(apart)} of these files have several {what}: {some(first)}")
 
 
 def _groups(rows: list[Row], sets: list[list[int]]) -> tuple[str, ...]:
@@ -143,18 +165,48 @@ def _groups(rows: list[Row], sets: list[list[int]]) -> tuple[str, ...]:
     return tuple(called[roots[names[row.group]]] for row in rows)
 
 
-def _find_table(folder: Path) -> Path:
+def _further_labels(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """The further columns that hold numbers and blanks alone, float32 ``[n]``, NaN where blank."""
+    labels = {}
+    for name in dict.fromkeys(name for row in rows for name in row.others):
+        try:
+            values = [float(row.others.get(name, "") or "nan") for row in rows]
+        except ValueError:
+            continue
+        if not all(map(math.isnan, values)):
+            labels[name] = np.array(values, np.float32)
+    return labels
+
+
+def _check_labelled(
+    table: Path, rows: Sequence[Row], labels: Sequence[np.ndarray], compared: Sequence[Comparison]
+) -> None:
+    """Refuse a line that says nothing of its picture."""
+    if np.isnan(np.stack(labels)).all():
+        raise UsageError(f"{table}, line 1: no column 'score'; expected file,score[,group][,split]")
+    pictures = {name for comparison in compared for name in comparison.photos}
+    for i in np.flatnonzero(np.isnan(np.stack(labels)).all(axis=0)).tolist():
+        if rows[i].file not in pictures:
+            raise UsageError(f"{table}, line {rows[i].line}: the score '' is no number")
+
+
+def _find_tables(folder: Path) -> tuple[Path | None, Path | None]:
+    """The table of scores and that of pairs, one of which may be absent."""
     if not folder.is_dir():
         raise UsageError(f"--data-dir {folder}: there is no such folder")
     tables = sorted(path for path in folder.iterdir() if path.suffix.lower() == ".csv")
+    pairs = next((path for path in tables if path.name == "pairs.csv"), None)
+    tables = [path for path in tables if path.name not in ("pairs.csv", "best.csv")]
     named = [path for path in tables if path.name == "scores.csv"] or tables
+    if not named and pairs:
+        return None, pairs
     if len(named) != 1:
         found = f"{len(tables)} CSV files, and none is scores.csv" if tables else "no CSV file"
         raise UsageError(f"--data folder: in {folder} (--data-dir) is {found}; its columns are file,score")
-    return named[0]
+    return named[0], pairs
 
 
-def read_table(path: Path, required: Sequence[str] = (), *, outside_files: bool = False) -> list[Row]:
+def read_table(path: Path, required: Sequence[str] = ("score",), *, outside_files: bool = False) -> list[Row]:
     """The lines of a table, with or without a byte-order mark, of whatever line ends.
 
     Columns are separated by commas, semicolons (numbers may then have a decimal comma) or tabs, whichever
@@ -163,7 +215,8 @@ def read_table(path: Path, required: Sequence[str] = (), *, outside_files: bool 
 
     Args:
         path: a CSV file, UTF-8.
-        required: columns needed besides ``file`` and ``score``.
+        required: columns needed besides ``file``; none of their fields may be blank. Without ``score``, some
+            other column must hold numbers.
         outside_files: whether files may have absolute names, or such with ``..``.
 
     Raises:
@@ -171,10 +224,10 @@ def read_table(path: Path, required: Sequence[str] = (), *, outside_files: bool 
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        heading, numbered, separator = _split(text, ("file", "score", *required))
+        heading, numbered, separator = _split(text, ("file", *required))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
-    for name in ("file", "score", *required):
+    for name in ("file", *required):
         if name not in heading:
             shown = printable(text.lstrip().splitlines()[0])[:200] if text.strip() else ""
             raise UsageError(
@@ -190,7 +243,11 @@ def read_table(path: Path, required: Sequence[str] = (), *, outside_files: bool 
         where = f"{path}, line {line}"
         if len(cells) != len(heading):
             raise UsageError(f"{where}: other fields than the heading's {len(heading)}")
-        row = _row(where, line, dict(zip(heading, cells, strict=True)), separator, outside_files)
+        fields = dict(zip(heading, cells, strict=True))
+        for name in required:
+            if not fields[name].strip():
+                raise UsageError(f"{where}: no {name} is given")
+        row = _row(where, line, fields, separator, outside_files)
         if row.file in seen:
             raise UsageError(f"{where}: {printable(row.file)} is on line {seen[row.file]} already")
         seen[row.file] = line
@@ -218,12 +275,12 @@ def _split(text: str, needed: Sequence[str]) -> tuple[list[str], list[tuple[int,
 def _row(where: str, line: int, fields: dict[str, str], separator: str, outside_files: bool) -> Row:
     name = fields.pop("file")
     fields = {name: value.strip() for name, value in fields.items()}
-    text = fields.pop("score")
+    text = fields.pop("score", "")
     try:
-        score = float(text if separator == "," else text.replace(",", "."))
+        score = float(text if separator == "," else text.replace(",", ".")) if text else math.nan
     except ValueError:
         raise UsageError(f"{where}: the score {printable(text)!r} is no number") from None
-    if not 0 <= score <= 1 or math.isnan(score):
+    if text and not 0 <= score <= 1:
         raise UsageError(f"{where}: the score {text} is not in 0 to 1; scale the column to that")
     if not name.strip():
         raise UsageError(f"{where}: no file is named")

@@ -3,8 +3,8 @@
 import numpy as np
 
 from spp_jax.data.records import Records
+from spp_jax.data.schedule import pair_sizes
 from spp_jax.errors import UsageError
-from spp_jax.metrics import agreement
 from spp_jax.run.job import Job
 from spp_jax.scoring.forward import forward_executables, score_records
 from spp_jax.training import Recipe, TrainState
@@ -24,15 +24,16 @@ class Evaluator:
         """Make the programs; none is compiled yet. ``state``: or its shapes and dtypes."""
         self._plan, self._mesh = job.schedule.plan, job.mesh
         self.forward = forward_executables(
-            recipe.graph, recipe.loss, state.model, job.mesh, len(job.marks), fsdp
+            recipe.graph, recipe.loss, state.model, job.mesh, job.parts["train"], fsdp
         )
-        judged = np.concatenate([job.parts[split].sizes for split in ("validation", "test")])
+        parts = [job.parts[split] for split in ("validation", "test")]
+        judged = np.concatenate([pair_sizes(part.sizes, part.pair_rows) for part in parts])
         self.buckets = tuple(
             job.schedule.plan.buckets[i] for i in np.unique(job.schedule.plan.assign(judged))
         )
 
     def score(self, state: TrainState, records: Records) -> tuple[np.ndarray, np.ndarray, dict[str, str]]:
-        """Scores and losses, float32 ``[n]``, and the reason for each that could not be read, by its id.
+        """Scores and losses as :func:`score_records` gives them, and by id why a picture has none.
 
         Raises:
             UsageError: not one could be read.
@@ -45,5 +46,5 @@ class Evaluator:
     def validate(self, state: TrainState, records: Records) -> tuple[dict, np.ndarray, dict[str, str]]:
         """The figures, the scores, and what could not be read."""
         scores, losses, failed = self.score(state, records)
-        figures = agreement(scores, records.scores, records.good).to_dict()
+        figures = records.agreement(scores).to_dict()
         return {"loss": float(np.nanmean(losses)), **figures}, scores, failed

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ from spp_jax.compilation import data_mesh
 from spp_jax.config import RunConfig
 from spp_jax.data import load_dataset
 from spp_jax.data.records import SPLITS, Records, split_records
-from spp_jax.data.schedule import Schedule, at_scale
+from spp_jax.data.schedule import Schedule, at_scale, pair_sizes
 from spp_jax.errors import SppJaxError, UsageError
 from spp_jax.models.configured import build_model
 from spp_jax.names import some
-from spp_jax.training.losses import create_loss
+from spp_jax.training.losses import Loss, create_loss
 
 __all__ = ["DoesNotHoldError", "Job", "prepare"]
 
@@ -111,19 +112,12 @@ def prepare(
     )
     if records.splits and config.protocol != "official":
         _log.info(f"{config.data} has a split of its own, which protocol official would use")
-    create_loss(config.loss, marks=records.marks)  # refused now where it needs votes and there are none
-    if config.loss != "emd":
-        records = dataclasses.replace(records, histograms=None, marks=())
-    parts, skipped = {}, {}
-    for split in SPLITS:  # before any picture is dropped: a part does not depend on what can be read
-        try:
-            whole = split_records(records, split, config.protocol, config.fold)
-        except ValueError as error:
-            raise UsageError(str(error), "protocol") from None
-        parts[split], dropped = whole.usable(smallest, unread)
-        if not len(parts[split]):
-            raise UsageError(f"no picture of {split} can be read and is at least {smallest}: {some(dropped)}")
-        skipped |= dropped
+    loss = create_loss(config.loss, marks=records.marks, attributes=config.labels)  # refused before any work
+    try:
+        records = records.judged_by(config.labels)
+    except ValueError as error:
+        raise UsageError(f"labels {error}", "labels") from None
+    parts, skipped = _parts(config, loss, records, unread, smallest)
     watched = {split: parts[split] for split in ("train", "validation")}  # each epoch
     if config.scales == (1.0,) and sum(part.nbytes for part in watched.values()) <= keep_mib * 2**20:
         parts |= {split: part.decoded_once() for split, part in watched.items()}
@@ -134,9 +128,37 @@ def prepare(
         flip=config.flip,
         scales=config.scales,
         smallest=smallest,
+        pairs=parts["train"].pair_rows,
     )
     total_steps = config.steps or schedule.first_step(config.epochs)
     return Job(config, data_mesh(), parts, skipped, schedule, total_steps)
+
+
+def _parts(
+    config: RunConfig, loss: Loss, records: Records, unread: dict[str, str], smallest: tuple[int, int]
+) -> tuple[dict[str, Records], dict[str, str]]:
+    """The records of each part, with the labels that the loss needs, and why others are in none, by id."""
+    parts, skipped = {}, {}
+    for split in SPLITS:  # before any picture is dropped: a part does not depend on what can be read
+        try:
+            whole = split_records(records, split, config.protocol, config.fold)
+        except ValueError as error:
+            raise UsageError(str(error), "protocol") from None
+        try:
+            labelled = whole.labelled(loss.needs)
+        except ValueError as error:
+            raise UsageError(f"loss {config.loss} {error}", "loss") from None
+        if without := len(whole) - len(labelled):
+            _log.info(f"{without} pictures of {split} have no label that loss {config.loss} needs")
+        parts[split], dropped = labelled.usable(smallest, unread)
+        if not len(parts[split]):
+            raise UsageError(f"no picture of {split} can be read and is at least {smallest}: {some(dropped)}")
+        skipped |= dropped
+    if parts["train"].pairs is not None and records.pairs is not None:
+        within, every = sum(len(part.pairs.rows) for part in parts.values()), len(records.pairs.rows)
+        if within < every:
+            _log.info(f"{every - within} of {every} pairs lie in two parts of the split or cannot be read")
+    return parts, skipped
 
 
 def _plan(
@@ -144,15 +166,20 @@ def _plan(
 ) -> BucketPlan:
     """One plan for the whole data set: all of training, validation and test runs in its buckets."""
     # Counted once at their own size: what is planned, and so compiled, is then the same for all folds.
-    scaled = [at_scale(parts["train"].sizes, scale, smallest) for scale in config.scales if scale != 1]
-    sizes = np.concatenate([*(part.sizes for part in parts.values()), *scaled])
+    train = parts["train"]
+    scaled = [at_scale(train.sizes, scale, smallest) for scale in config.scales if scale != 1]
+    every = [pair_sizes(part.sizes, part.pair_rows) for part in parts.values()]
+    sizes = np.concatenate([*every, *(pair_sizes(sizes, train.pair_rows) for sizes in scaled)])
     if given is not None:
         try:
             given.assign(sizes)
         except ValueError as error:
             raise DoesNotHoldError(str(error)) from None
         return given
-    plan = plan_buckets(sizes, **config.bucketing)
+    bucketing = config.bucketing
+    if train.pairs is not None:  # both of a pair are in one batch
+        bucketing["batch_multiple"] = math.lcm(2, config.batch_multiple)
+    plan = plan_buckets(sizes, **bucketing)
     for bucket in plan.buckets:
         if bucket.pixels > config.pixels_per_step:
             _log.warning(

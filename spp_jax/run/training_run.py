@@ -15,7 +15,7 @@ from spp_jax.addresses import is_address
 from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.compilation import Compiled, placements, warn_of_compilations
 from spp_jax.errors import SppJaxError
-from spp_jax.metrics import Agreement, agreement
+from spp_jax.metrics import Agreement, merit
 from spp_jax.names import printable
 from spp_jax.run.artifacts import (
     check_writable,
@@ -94,7 +94,7 @@ class TrainingRun:
         self._about = About.of(job.config, job.schedule.plan, job.parts["train"].digest(), job.marks)
         recipe, state = configured_training(job.config, job.total_steps, job.schedule.mean_batch, job.marks)
         self.state: TrainState = jax.device_put(state, placements(state, job.mesh, fsdp))
-        self._step = step_executables(recipe, self.state, job.mesh, len(job.marks), fsdp)
+        self._step = step_executables(recipe, self.state, job.mesh, job.parts["train"], fsdp)
         self._evaluator = Evaluator(recipe, self.state, job, fsdp)
         self._seen, self._began = 0, time.perf_counter()
         self._saved_at = self._drawn_at = time.monotonic()
@@ -181,7 +181,7 @@ class TrainingRun:
         self._journal = opened.enter_context(contextlib.closing(journal))
         for line in journal.lines:  # of the run that goes on here
             self.skipped |= line.get("skipped", {})
-            self.best = max(self.best, line.get("validation", {}).get("srcc") or -1.0)
+            self.best = max(self.best, merit(line["validation"]) if "validation" in line else -1.0)
         self._bar = opened.enter_context(
             tqdm(
                 total=job.total_steps,
@@ -220,7 +220,7 @@ class TrainingRun:
         job, records = self.job, self.job.parts["test"]
         scores, _, failed = self._evaluator.score(self.state, records)
         self._note_skipped(failed)
-        figures = agreement(scores, records.scores, records.good)
+        figures = records.agreement(scores)
         if self.validated is None:  # a finished run was resumed; by all hosts, as the program runs on all
             self.validated, _, _ = self._evaluator.score(self.state, job.parts["validation"])
         if self._leads:
@@ -273,9 +273,9 @@ class TrainingRun:
         if self._leads and time.monotonic() - self._drawn_at >= _REDRAWN_AFTER:
             write_curves(self.journal, schedule, self.folder)
             self._drawn_at = time.monotonic()
-        if (result["srcc"] or -1) <= self.best:
+        if merit(result) <= self.best:
             return None
-        self.best = result["srcc"]
+        self.best = merit(result)
         return self.best
 
     def _save(self, srcc: float | None) -> None:

@@ -32,6 +32,7 @@ class Scorer:
 
     Attributes:
         config: of the run that trained the model.
+        attributes: what is judged, a name for each column of the scores.
         min_size: the smallest (height, width) that can be scored.
         skipped: the reason for each photograph of the latest call that has no score, by its place.
     """
@@ -40,12 +41,13 @@ class Scorer:
         """Take a trained model, the configuration of its run, and its loss (None: one without votes)."""
         model.eval()
         self.config = config
+        self.attributes = config.labels or ("score",)
         self.min_size = (max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side))
         self.skipped: dict[int, str] = {}
         graph, variables = nnx.split(model)
         self._mesh = data_mesh()
         self._variables = jax.device_put(variables, replicated(self._mesh))
-        loss = loss or create_loss(config.loss, huber_delta=config.huber_delta)
+        loss = loss or create_loss(config.loss, huber_delta=config.huber_delta, attributes=config.labels)
         self._forward = forward_executables(
             graph, dataclasses.replace(loss, of=unlabelled), self._variables, self._mesh
         )
@@ -62,7 +64,12 @@ class Scorer:
             config = about.config
             about.check_parts()
             try:
-                loss = create_loss(config.loss, marks=about.marks, huber_delta=config.huber_delta)
+                loss = create_loss(
+                    config.loss,
+                    marks=about.marks,
+                    huber_delta=config.huber_delta,
+                    attributes=config.labels,
+                )
                 model = build_model(config, loss.outputs)
             except UsageError as error:
                 raise UsageError(f"{path} is no checkpoint of this version of spp_jax: {error}") from None
@@ -75,6 +82,8 @@ class Scorer:
     ) -> np.ndarray:
         """How good each photograph is: float32 ``[n]`` in [0, 1], NaN where it could not be read.
 
+        ``[n, k]`` of a judge of k :attr:`attributes`.
+
         Args:
             photos: paths, bytes of files, files opened for reading bytes, PIL images, or uint8 arrays
                 ``[height, width, 3]``.
@@ -84,7 +93,8 @@ class Scorer:
             TypeError: ``photos`` is one photograph: give ``[photo]``.
         """
         photos = listed(photos)
-        scores = np.full(len(photos), np.nan, np.float32)
+        several = (len(self.attributes),) if len(self.attributes) > 1 else ()
+        scores = np.full((len(photos), *several), np.nan, np.float32)
         records, places, self.skipped = photo_records(photos, self.min_size, self.config.decoding)
         progress(len(self.skipped))
         if len(records):
@@ -98,7 +108,8 @@ class Scorer:
     ) -> tuple[np.ndarray, dict[int, str]]:
         """As the function of this name, with a plan made for these records."""
         plan = plan_buckets(records.sizes, **self.config.bucketing)
-        records = dataclasses.replace(records, histograms=None)  # labels that scores do not need
+        unlabelled = np.zeros(len(records), np.float32)  # labels are not what scores need
+        records = dataclasses.replace(records, scores=unlabelled, good=unlabelled > 0, labels={}, pairs=None)
         scores, _, skipped = score_records(
             self._forward, self._variables, records, plan, self._mesh, progress
         )

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from spp_jax.compilation import BucketExecutables, abstract, placements, replicated
 from spp_jax.config import RunConfig
 from spp_jax.data.loading import Batch, abstract_batch
+from spp_jax.data.records import Records
 from spp_jax.models.configured import build_model
 from spp_jax.training.losses import Loss, create_loss
 from spp_jax.training.optimizers import create_optimizer
@@ -156,7 +157,7 @@ def configured_training(
     Raises:
         UsageError: the configuration names something unknown, or freezes nothing or everything.
     """
-    loss = create_loss(config.loss, marks=marks, huber_delta=config.huber_delta)
+    loss = create_loss(config.loss, marks=marks, huber_delta=config.huber_delta, attributes=config.labels)
     model = build_model(config, loss.outputs)
     return create_training(
         model,
@@ -179,7 +180,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         model: Any = nnx.merge(recipe.graph, params, state.stats, copy=True)
         logits = model(batch.images)
         losses = recipe.loss.of(logits, batch)
-        correct = (recipe.loss.score(logits) >= 0.5) == batch.good
+        correct = recipe.loss.correct(logits, batch)
         found = batch.weights @ losses
         metrics = found, batch.weights @ correct, batch.weights.sum()
         mean = found / state.constants.mean_batch.astype(found.dtype)
@@ -199,7 +200,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
 
 
 def step_executables(
-    recipe: Recipe, state: TrainState, mesh: Mesh, marks: int = 0, fsdp: int | None = None
+    recipe: Recipe, state: TrainState, mesh: Mesh, records: Records | None = None, fsdp: int | None = None
 ) -> BucketExecutables:
     """:func:`train_step` as ``(state, batch) -> (state, metrics)``, for any bucket.
 
@@ -207,7 +208,7 @@ def step_executables(
         recipe: what is static.
         state: or its shapes and dtypes. It is donated: not to be used again after a step.
         mesh: every device has its share of a batch's rows.
-        marks: of the records' histograms, where they have them.
+        records: whose labels the batches carry; None: a score each.
         fsdp: as :func:`~spp_jax.compilation.placements` takes it, for the state.
     """
 
@@ -218,7 +219,7 @@ def step_executables(
     like = abstract(state, where)
     return BucketExecutables(
         step,
-        lambda bucket: (like, abstract_batch(bucket, mesh, marks)),
+        lambda bucket: (like, abstract_batch(bucket, mesh, records)),
         donate_argnums=(0,),
         out_shardings=(where, replicated(mesh)),
     )

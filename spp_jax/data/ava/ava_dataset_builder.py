@@ -19,6 +19,7 @@ class Builder(PhotoBuilder):
         "(github.com/imfing/ava_downloader names the sources)"
     )
     MANUAL_DOWNLOAD_INSTRUCTIONS = NEEDS
+    SCORE = "beauty"
     MARKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
     @classmethod
