@@ -250,8 +250,8 @@ def plan_buckets(
     fewer batch sizes to choose from, so it costs no more. Of the plans that the search met, of every number
     of buckets, the cheapest by this cost is taken, and then changed for the better by whichever of these
     saves most, until none does: one bucket dropped, one moved to, or one added at, the corner of any place
-    (all of them, or some at even steps where images and buckets are many). So the result is optimal in that class: dropping, moving or
-    adding one.
+    (all of them, or some at even steps where images and buckets are many). So the result is optimal in
+    that class: dropping, moving or adding one.
 
     Where sides are so many that the search would be slow (more than 96 on each of two axes, or some 2,000
     distinct sizes), it sees those at even steps of their distribution; buckets then shrink to the images
