@@ -6,20 +6,19 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import platformdirs
 import tyro
 from PIL import Image
 from tqdm import tqdm
 
 from spp_jax.addresses import AnyPath, files_below
+from spp_jax.cli.scored import score_paths
 from spp_jax.compilation import DoesNotFitError, default_cache_dir, use_compilation_cache
 from spp_jax.config import UsageError
 from spp_jax.data import load_dataset
 from spp_jax.data.decoding import FORMATS
 from spp_jax.data.records import SPLITS, split_records
-from spp_jax.metrics import agreement
-from spp_jax.scoring import Scorer
+from spp_jax.scoring import Scored, Scorer
 
 DONE, FAILED, WRONG_USE, SKIPPED = 0, 1, 2, 3
 
@@ -81,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _evaluate_data(scorer: Scorer, options: Options) -> int:
+    from spp_jax.metrics import agreement  # scipy.stats takes half a second to import
+
     assert options.data
     if options.split not in SPLITS:
         raise UsageError(f"--split {options.split}: unknown; known are {', '.join(SPLITS)}")
@@ -122,18 +123,16 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
 
 def _score_photos(scorer: Scorer, options: Options) -> int:
     photos = list(_expand(options.photos))
-    with tqdm(total=len(photos), unit="photo", desc="score", mininterval=1, disable=len(photos) < 100) as bar:
-        scores = scorer.score(photos, progress=bar.update)
-    for photo, score in zip(photos, scores, strict=True):
-        if not np.isnan(score):
-            print(f"{score:.3f}  {photo}")
+    scores: dict[str, float | None] = {}
+
+    def keep(photo: Path, scored: Scored) -> None:
+        scores[str(photo)] = None if scored.reason else scored.score
+
+    status = score_paths(scorer, photos, keep)
     if options.out:
-        described = {
-            str(photo): None if np.isnan(score) else float(score)
-            for photo, score in zip(photos, scores, strict=True)
-        }
+        described = {str(photo): scores[str(photo)] for photo in photos}
         options.out.write_text(json.dumps(described, indent=2) + "\n")
-    return _name_skipped({str(photos[place]): why for place, why in scorer.skipped.items()})
+    return status
 
 
 def _expand(paths: Iterable[Path]) -> Iterable[Path]:
