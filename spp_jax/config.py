@@ -6,10 +6,11 @@ line is made from the same fields: their documentation is the help text.
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from spp_jax.buckets import COMPILATION_PRICE
 from spp_jax.errors import UsageError
 from spp_jax.registry import absolute
 
@@ -108,8 +109,9 @@ class RunConfig:
     """Passes over the training part."""
     steps: int | None = None
     """Stop after this many steps instead; the learning rate's schedule ends there too."""
-    buckets: int = 6
-    """At most this many padded shapes, and so at most this many compilations of the step."""
+    buckets: int | Literal["auto"] = "auto"
+    """At most this many padded shapes, and so at most this many compilations of the step. auto: as many as
+    pay for their compilation within the run: few for a short run, many for a long one."""
     pixels_per_step: int = 300_000
     """Padded pixels of a batch, over all devices. Bounds memory and evens out the steps."""
     batch_multiple: int = 1
@@ -183,7 +185,6 @@ class RunConfig:
             object.__setattr__(self, name, absolute(getattr(self, name)))
         for name in (
             "epochs",
-            "buckets",
             "pixels_per_step",
             "batch_multiple",
             "shape_multiple",
@@ -194,6 +195,7 @@ class RunConfig:
             "accumulate",
         ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("buckets", self.buckets == "auto" or self.buckets >= 1, "auto, or at least 1")
         self._require("steps", self.steps is None or self.steps >= 1, "at least 1")
         self._require("levels", bool(self.levels) and min(self.levels) >= 1, "one or more integers >= 1")
         self._require("max_pixels", self.max_pixels is None or self.max_pixels >= 1, "at least 1")
@@ -231,8 +233,13 @@ class RunConfig:
 
     @property
     def bucketing(self) -> dict[str, Any]:
-        """The options of :func:`spp_jax.plan_buckets` for every plan of this run."""
-        return {
+        """The options of :func:`spp_jax.plan_buckets` for every plan of this run.
+
+        The price of a compilation is the fixed one, whatever was measured on this machine: all hosts of a
+        run, and all of its folds, plan alike.
+        """
+        paid = {"compilation_price": COMPILATION_PRICE / self.epochs, "finite": True}
+        return (paid if self.buckets == "auto" else {}) | {
             "max_buckets": self.buckets,
             "multiple": self.shape_multiple,
             "pixels_per_step": self.pixels_per_step,

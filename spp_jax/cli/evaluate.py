@@ -5,21 +5,22 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import platformdirs
 import tyro
 from tqdm import tqdm
 
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.program import DONE, SKIPPED, run_program
+from spp_jax.cli.scored import limited, score_paths, tell_passed
 from spp_jax.compilation import default_cache_dir, use_compilation_cache
 from spp_jax.data import load_dataset
-from spp_jax.data.finding import Found, find_photos
+from spp_jax.data.finding import find_photos
 from spp_jax.data.records import SPLITS, split_records
 from spp_jax.errors import UsageError
 from spp_jax.names import printable, some
-from spp_jax.scoring import Scorer, shipped
+from spp_jax.scoring import Scored, Scorer, shipped
 
 _log = logging.getLogger(__name__)
 
@@ -75,15 +76,14 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError(f"--out {options.out}: there is no folder {options.out.absolute().parent}")
         use_compilation_cache(options.cache_dir)
         scorer = Scorer.from_checkpoint(options.checkpoint or shipped("compact"))
-        limits = {name: getattr(options, name) for name in ("refuse_pixels", "refuse_seconds")}
-        given = {name: limit for name, limit in limits.items() if limit is not None}
-        scorer.config = dataclasses.replace(scorer.config, **given)
+        limited(scorer, options.refuse_pixels, options.refuse_seconds)
         return _evaluate_data(scorer, options) if options.data else _score_photos(scorer, options)
 
     return run_program("spp-jax evaluate", Options, work)
 
 
 def _evaluate_data(scorer: Scorer, options: Options) -> int:
+
     assert options.data
     if options.split not in SPLITS:
         raise UsageError(f"--split {options.split}: unknown; known are {', '.join(SPLITS)}")
@@ -132,42 +132,19 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
 
 def _score_photos(scorer: Scorer, options: Options) -> int:
     found = find_photos(options.photos)
-    _tell_passed(found)
-    photos = found.photos
-    if not photos:
+    tell_passed(found)
+    if not found.photos:
         raise UsageError(some(found.skipped))
-    with tqdm(total=len(photos), unit="photo", desc="score", mininterval=1, disable=len(photos) < 100) as bar:
-        scores = scorer.score(photos, progress=bar.update)
-    names = scorer.attributes
-    if len(names) > 1:
-        print("  ".join(names))
-    columns = scores.reshape(len(photos), len(names)).tolist()
-    for photo, values in zip(photos, columns, strict=True):
-        if not np.isnan(values[0]):
-            print(f"{'  '.join(f'{value:.3f}' for value in values)}  {printable(photo)}")
+    scores: dict[str, Any] = {}
+
+    def keep(photo: Path, scored: Scored) -> None:
+        scores[str(photo)] = None if scored.reason else scorer.named(scored)
+
+    status = score_paths(scorer, found.photos, keep, skipped=found.skipped)
     if options.out:
-        described = {
-            str(photo): None
-            if np.isnan(values[0])
-            else values[0]
-            if len(names) == 1
-            else dict(zip(names, values, strict=True))
-            for photo, values in zip(photos, columns, strict=True)
-        }
+        described = {str(photo): scores[str(photo)] for photo in found.photos}
         options.out.write_text(json.dumps(described, indent=2) + "\n")
-    return _name_skipped(found.skipped | {str(photos[i]): why for i, why in scorer.skipped.items()})
-
-
-def _tell_passed(found: Found) -> None:
-    """What is no photograph to be scored, and so not counted as skipped."""
-    if found.unread:
-        counts = ", ".join(f"{count} {printable(ending)}" for ending, count in found.unread.items())
-        print(f"not read, by ending: {counts}", file=sys.stderr)
-    if found.passed:
-        print(
-            f"passed over: {found.passed} hidden or system entries, such as {printable(found.example)}",
-            file=sys.stderr,
-        )
+    return status
 
 
 def _name_skipped(skipped: dict[str, str]) -> int:

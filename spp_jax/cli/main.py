@@ -7,6 +7,7 @@ import sys
 __all__ = ["main"]
 
 _COMMANDS = {
+    "score": "score photographs, or folders of them",
     "train": "train a network on a data set",
     "evaluate": "apply a trained judge, to a split of a data set or to photographs",
 }

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -16,7 +15,7 @@ from spp_jax.data.records import Records
 from spp_jax.data.schedule import in_order
 from spp_jax.training.losses import Loss
 
-__all__ = ["Judged", "forward_executables", "score_records", "unlabelled"]
+__all__ = ["Judged", "forward_executables", "score_records"]
 
 
 def forward_executables(
@@ -50,11 +49,6 @@ def forward_executables(
         lambda bucket: (like, abstract_batch(bucket, mesh, records)),
         out_shardings=replicated(mesh),
     )
-
-
-def unlabelled(logits: jax.Array, batch: Batch) -> jax.Array:
-    """In place of a loss where there are no labels: ``[batch, outputs] -> [batch]``, NaN."""
-    return jnp.full(len(logits), jnp.nan)
 
 
 class Judged(NamedTuple):
