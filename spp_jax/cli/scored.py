@@ -103,8 +103,8 @@ class ScoreFile:
 
     A line has the photograph's path, its score, or the reason why it has none, its length in bytes, the
     time of its last change in nanoseconds, and the digest of the checkpoint. Opened again, a file keeps all
-    whole lines; those of the same photograph, length, time and checkpoint are not to be scored again. Use as a
-    context: a JSON file is there when it was left without an error, and beside it, until then, its lines
+    whole lines; those of the same photograph, length, time and checkpoint are not to be scored again. Use as
+    a context: a JSON file is there when it was left without an error, and beside it, until then, its lines
     in ``NAME.part``.
     """
 
