@@ -182,7 +182,8 @@ class RunConfig:
             UsageError: naming the field, the value and what it may be.
         """
         for name in ("data", "model", "loss"):  # of the user's own: found from every folder
-            object.__setattr__(self, name, absolute(getattr(self, name)))
+            parts = getattr(self, name).split("+") if name == "loss" else [getattr(self, name)]
+            object.__setattr__(self, name, "+".join(map(absolute, parts)))
         for name in (
             "epochs",
             "pixels_per_step",
