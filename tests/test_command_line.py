@@ -377,7 +377,10 @@ class TestTrain:
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["--data", "nosuch"], "--data 'nosuch' is unknown; known are ava, distorted_photos, folder"),
+            (
+                ["--data", "nosuch"],
+                "--data 'nosuch' is unknown; known are ava, biq2021, distorted_photos, fcdb, folder",
+            ),
             (
                 [*QUICK, "--loss", "nosuch"],
                 "--loss 'nosuch' is unknown; known are cross_entropy, emd, good, huber",
