@@ -177,7 +177,7 @@ def test_resume_refuses_other_labels_of_the_same_pictures(attributes, call, tmp_
     data.mkdir()
     for path in attributes.iterdir():
         (data / path.name).write_bytes(path.read_bytes())
-    options = ["--data-dir", data, "--labels", *ATTRIBUTES[:2]]
+    options = ["--data-dir", data, "--labels", ",".join(ATTRIBUTES[:2])]
     assert call(train, *QUICK, *options, "--steps", 1, "--out", run)[0] == 0
     table = data / "scores.csv"
     lines = table.read_text().splitlines()

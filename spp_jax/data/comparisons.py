@@ -189,11 +189,11 @@ def crop(photo: Photo, box: Sequence[int], decoding: Decoding) -> np.ndarray:
     Args:
         photo: the whole.
         box: which part.
-        decoding: refuses what is too large, and lies under what is transparent.
+        decoding: how the whole becomes pixels, but for their number.
 
     Raises:
         UnreadableError: the photograph gives no pixels.
     """
     x, y, w, h = box
-    whole = Decoding(refuse_pixels=decoding.refuse_pixels, background=decoding.background)
+    whole = dataclasses.replace(decoding, max_pixels=None, input="full")
     return np.ascontiguousarray(decode(photo, whole)[y : y + h, x : x + w])
