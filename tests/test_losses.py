@@ -22,8 +22,8 @@ def batch(rows: int = 6, marks: int = 5) -> Batch:
     partner = np.minimum(np.arange(rows) ^ 1, rows - 1)
     share = np.where(np.arange(rows) % 2, 0.75, 0.25)
     labels = {"votes": votes, "partner": partner, "preferred": share}
-    given: list = [jnp.asarray(array) for array in arrays]
-    return Batch(images, *given, {name: jnp.asarray(values) for name, values in labels.items()})
+    given = dict(zip(("scores", "good", "weights"), map(jnp.asarray, arrays), strict=True))
+    return Batch(images, **given, labels={name: jnp.asarray(values) for name, values in labels.items()})
 
 
 def sigmoid(x):
