@@ -181,8 +181,11 @@ class RunConfig:
         Raises:
             UsageError: naming the field, the value and what it may be.
         """
+        names = tuple(name for given in self.labels for name in given.split(","))
+        object.__setattr__(self, "labels", names)
         for name in ("data", "model", "loss"):  # of the user's own: found from every folder
-            object.__setattr__(self, name, absolute(getattr(self, name)))
+            parts = getattr(self, name).split("+") if name == "loss" else [getattr(self, name)]
+            object.__setattr__(self, name, "+".join(map(absolute, parts)))
         for name in (
             "epochs",
             "pixels_per_step",
