@@ -102,10 +102,10 @@ class ScoreFile:
     """Scores of files, one a line, written when known: CSV or JSON lines, or JSON, made of lines at the end.
 
     A line has the photograph's path, its score, or the reason why it has none, its length in bytes, the
-    time of its last change in nanoseconds, and the digest of the checkpoint. Opened again, a file keeps all
-    whole lines; those of the same photograph, length, time and checkpoint are not to be scored again. Use as
-    a context: a JSON file is there when it was left without an error, and beside it, until then, its lines
-    in ``NAME.part``.
+    time of its last change in nanoseconds, and the digest of the checkpoint. Opened again, a file keeps
+    all whole lines; those of the same photograph, length, time and checkpoint are not to be scored again.
+    Use as a context: a JSON file is there when it was left without an error, and beside it, until then, its
+    lines in ``NAME.part``.
     """
 
     def __init__(self, path: Path, checkpoint: str, attributes: Sequence[str] = ("score",)):
@@ -145,7 +145,11 @@ class ScoreFile:
     def __exit__(self, kind: type | None, *exception) -> None:
         assert self._file is not None
         self._file.close()
-        if kind is None and self._lines != self.path:
+        if kind is not None:
+            return
+        if self._lines == self.path:  # without the lines that others stand for now
+            self._write_all(self.path, "".join(self._line(row) for row in self._rows.values()))
+        else:
             self._write_all(self.path, json.dumps(list(self._rows.values()), indent=1) + "\n")
             self._lines.unlink()
 
