@@ -1,15 +1,14 @@
-"""Export a judge, to be served with JAX alone. `spp-jax export --help` lists every option."""
+"""`spp-jax export`: write a judge as files that JAX and NumPy alone can run."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import tyro
 
-from spp_jax.addresses import AnyPath
-from spp_jax.cli.evaluate import DONE, FAILED, WRONG_USE
-from spp_jax.config import UsageError
-from spp_jax.scoring import Scorer
+from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.program import DONE, run_program
+from spp_jax.errors import UsageError
+from spp_jax.scoring import Scorer, shipped
 from spp_jax.scoring.export import PLATFORMS, export_scorer
 
 __all__ = ["main"]
@@ -27,8 +26,8 @@ class Options:
 
     out: Path
     """Folder to write; it must not be there yet."""
-    checkpoint: AnyPath = Path(__file__).parents[2] / "checkpoints" / "compact"
-    """Folder of a run: the --out of train.py. Default: the judge that ships."""
+    checkpoint: AnyPath | None = None
+    """Folder of a run: the --out of spp-jax train. Default: the judge that ships."""
     shapes: tuple[str, ...] = ()
     """Shapes of the programs, such as 600x800 (height x width). Default: those that usual photographs take,
     after the checkpoint's --max-pixels."""
@@ -38,26 +37,24 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    try:
+
+    def work() -> int:
         options = tyro.cli(Options, args=arguments, prog="spp-jax export")
         shapes = [_shape(text) for text in options.shapes]
         if not set(options.platforms) <= {*PLATFORMS, "rocm"} or not options.platforms:
-            raise UsageError(
-                f"--platforms {' '.join(options.platforms)}: known are {', '.join(PLATFORMS)}, rocm"
-            )
-        scorer = Scorer.from_checkpoint(options.checkpoint)
-        manifest = export_scorer(scorer, options.out, shapes, platforms=options.platforms)
-    except (UsageError, FileExistsError, ValueError) as error:
-        print(f"spp-jax export: {error}", file=sys.stderr)
-        return WRONG_USE
-    except ImportError as error:
-        print(f"spp-jax export: {error}: pip install 'spp_jax[export]'", file=sys.stderr)
-        return WRONG_USE
-    except OSError as error:
-        print(f"spp-jax export: {error}", file=sys.stderr)
-        return FAILED
-    print(f"{options.out}: {len(manifest['rungs'])} programs for {', '.join(options.platforms)}")
-    return DONE
+            known = ", ".join(PLATFORMS)
+            raise UsageError(f"--platforms {' '.join(options.platforms)}: known are {known}, rocm")
+        scorer = Scorer.from_checkpoint(options.checkpoint or shipped("compact"))
+        try:
+            manifest = export_scorer(scorer, options.out, shapes, platforms=options.platforms)
+        except ImportError as error:
+            raise UsageError(f"{error}: pip install 'spp_jax[export]'") from None
+        except (FileExistsError, ValueError) as error:
+            raise UsageError(str(error)) from None
+        print(f"{options.out}: {len(manifest['rungs'])} programs for {', '.join(options.platforms)}")
+        return DONE
+
+    return run_program("spp-jax export", Options, work)
 
 
 def _shape(text: str) -> tuple[int, int]:
@@ -66,7 +63,3 @@ def _shape(text: str) -> tuple[int, int]:
     except ValueError:
         raise UsageError(f"--shapes {text}: must be HEIGHTxWIDTH, such as 600x800") from None
     return height, width
-
-
-if __name__ == "__main__":
-    sys.exit(main())

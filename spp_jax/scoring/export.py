@@ -30,7 +30,7 @@ def export_scorer(
     """Write an export into a new folder; it is there when it is whole.
 
     Each program takes batches of any number of rows: ``(leaves, values uint8 [rows, height, width, 3], sizes
-    int32 [rows, 2], turned bool) -> scores float32 [rows]``.
+    int32 [rows, 2], turned bool) -> scores float32 [rows]``; ``[rows, k]`` of a judge of k attributes.
 
     Args:
         scorer: of a checkpoint.
@@ -75,8 +75,7 @@ def export_scorer(
 def _program(scorer: Scorer, shape: Shape, leaves: list[np.ndarray], platforms: tuple[str, ...]) -> bytes:
     def forward(leaves: list[jax.Array], values: jax.Array, sizes: jax.Array, turned: jax.Array) -> jax.Array:
         images = Padded(values, sizes, turned if scorer.both_orientations else None)
-        scores = scorer.forward(leaves, images)
-        return scores if scores.ndim == 1 else scores[:, scorer.column]
+        return scorer.forward(leaves, images)
 
     (rows,) = jax.export.symbolic_shape("rows")
     arguments = (
@@ -94,6 +93,7 @@ def _manifest(scorer: Scorer, platforms: tuple[str, ...]) -> dict[str, Any]:
         "checkpoint": scorer.digest,
         "model": scorer.config.model,
         "policy": dataclasses.asdict(scorer.config.decoding),
+        "attributes": list(scorer.attributes),
         "min_size": list(scorer.min_size),
         "both_orientations": scorer.both_orientations,
         "platforms": list(platforms),
