@@ -70,7 +70,9 @@ def load_dataset(
         found = DATASETS[name]
     except UsageError as error:
         if name in DATASETS and isinstance(error.__cause__, ModuleNotFoundError):
-            lacks = f"{name} needs the package {error.__cause__.name}: pip install 'spp_jax[demo]'"
+            package = str(error.__cause__.name)
+            extra = "demo" if name == "distorted_photos" else "datasets"
+            lacks = f"{name} needs the package {package}: pip install 'spp_jax[{extra}]'"
             raise UsageError(lacks) from None
         raise
     if name == "folder":
