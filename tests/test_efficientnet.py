@@ -165,7 +165,7 @@ def test_a_head_over_several_maps_is_exact_on_padded_batches_of_both_orientation
 def test_the_head_is_given_each_maps_own_pyramid_in_order():
     model = narrow()
     images = np.random.default_rng(0).uniform(size=(2, 12, 9, 3)).astype(np.float32)
-    vectors = np.asarray(model.features(images))
+    vectors = np.asarray(model.features(jnp.asarray(images)))
     last, first, third = model.body(Padded.whole(model._normalize(jnp.asarray(images))))
     pool = functools.partial(
         lambda x, *args, **kw: pyramid_pool_reference(np.asarray(x.values, float), *args, **kw)
@@ -183,7 +183,7 @@ def test_the_head_is_given_each_maps_own_pyramid_in_order():
     head = model.head
     standardised = (vectors - head.mean[...]) * head.scale[...]
     by_hand = standardised @ head.logits.kernel[...] + head.logits.bias[...]
-    np.testing.assert_allclose(model(images), by_hand, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(model(jnp.asarray(images)), by_hand, rtol=1e-4, atol=1e-4)
 
 
 def test_the_power_of_features_keeps_their_sign_and_has_a_finite_gradient_at_0():

@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 
 from spp_jax.cli import export
-from spp_jax.cli.evaluate import Options
-from spp_jax.scoring import Scorer
+from spp_jax.scoring import Scorer, shipped
 from spp_jax.scoring.exported import ExportedScorer
 
 pytest.importorskip("flatbuffers", reason="exporting needs the extra 'export'")
-pytestmark = pytest.mark.skipif(not Options().checkpoint.is_dir(), reason="the judge that ships is not there")
 
 SIZES = [(40, 90), (90, 40), (64, 96), (33, 50), (17, 96)]
 PICTURES = [np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8) for i, size in enumerate(SIZES)]
@@ -36,7 +34,7 @@ assert not {"flax", "spp_jax", "optax", "orbax"} & set(sys.modules), sorted(sys.
 
 
 def test_scores_are_those_of_the_checkpoint_without_flax_or_this_package(folder):
-    expected = Scorer.from_checkpoint(Options().checkpoint).score(PICTURES)
+    expected = Scorer.from_checkpoint(shipped("compact")).score(PICTURES)
     ran = subprocess.run(
         [sys.executable, "-c", ALONE, str(folder), json.dumps(SIZES)],
         capture_output=True,
@@ -49,7 +47,7 @@ def test_scores_are_those_of_the_checkpoint_without_flax_or_this_package(folder)
 
 def test_the_manifest_says_what_it_is(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
-    scorer = Scorer.from_checkpoint(Options().checkpoint)
+    scorer = Scorer.from_checkpoint(shipped("compact"))
     assert manifest["checkpoint"] == scorer.digest
     assert manifest["platforms"] == ["cpu", "cuda", "tpu"]
     assert manifest["policy"]["max_pixels"] == scorer.config.max_pixels

@@ -8,7 +8,6 @@ import pytest
 from conftest import noise_records, png
 
 from spp_jax.cli import score
-from spp_jax.cli.evaluate import Options
 from spp_jax.cli.scored import ScoreFile, score_paths
 from spp_jax.config import UsageError
 from spp_jax.scoring import Scored
@@ -109,7 +108,6 @@ def test_where_scores_cannot_go_is_said_first(tmp_path, name, said):
         ScoreFile(tmp_path / name, "a")
 
 
-@pytest.mark.skipif(not Options().checkpoint.is_dir(), reason="the judge that ships is not there")
 class TestCommand:
     def test_scores_folders_and_says_what_it_would_compile(self, photos, tmp_path, capsys):
         photos[0].with_name("bad.jpg").write_bytes(b"text")

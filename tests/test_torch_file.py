@@ -5,6 +5,7 @@ import io
 import pickle
 import struct
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,10 @@ class Class(str):
     """A global of this dotted name."""
 
 
-class Writer(pickle._Pickler):  # pyright: ignore[reportAttributeAccessIssue]
+PythonPickler: Any = pickle._Pickler  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Writer(PythonPickler):
     """Of what torch would write, and of what it would not, without torch."""
 
     def persistent_id(self, obj):

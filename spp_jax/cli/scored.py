@@ -175,7 +175,7 @@ class ScoreFile:
         values = [None if scored.reason else v for v in np.atleast_1d(scored.score).tolist()]
         values = values * (1 if len(values) == len(self._attributes) else len(self._attributes))
         cells = (str(photo), *values, scored.reason, length, changed, self._checkpoint)
-        row = dict(zip(self._columns, cells, strict=True))
+        row: dict[str, Any] = dict(zip(self._columns, cells, strict=True))
         self._rows[row["photo"]] = row
         self._file.write(self._line(row))
         self._file.flush()
@@ -198,7 +198,7 @@ class ScoreFile:
         rows = list(csv.reader(io.StringIO(text, newline="")))
         if tuple(rows[0]) != self._columns:
             raise ValueError(f"its first line is not {','.join(self._columns)}")
-        found = [dict(zip(self._columns, row, strict=True)) for row in rows[1:]]
+        found: list[dict[str, Any]] = [dict(zip(self._columns, row, strict=True)) for row in rows[1:]]
         for row in found:
             row |= {name: float(row[name]) if row[name] else None for name in self._attributes}
             row |= {name: int(row[name]) for name in ("bytes", "changed")}

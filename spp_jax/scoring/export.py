@@ -56,7 +56,8 @@ def export_scorer(
     part.mkdir(parents=True)
     try:
         leaves = [np.asarray(leaf) for leaf in jax.device_get(scorer.leaves)]
-        np.savez(part / "variables.npz", **{f"{i:04d}": leaf for i, leaf in enumerate(leaves)})
+        arrays: dict[str, Any] = {f"{i:04d}": leaf for i, leaf in enumerate(leaves)}
+        np.savez(part / "variables.npz", **arrays)
         rungs = []
         for height, width in sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)):
             path = part / f"{height}x{width}.jaxexport"

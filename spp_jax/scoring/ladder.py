@@ -76,7 +76,7 @@ def choose(
     paid = np.array([prices[shape] for shape in shapes])
     areas = np.prod(np.array(shapes, np.int64), axis=1)
     inside = (lying[:, None] <= np.array(shapes)).all(axis=2)
-    if not inside.any(axis=1).all():
+    if not inside.any(axis=-1).all():
         raise ValueError("the shapes do not hold all sizes")
     each = np.where(inside, areas, 1e15)  # finite, so that holding one photograph more is worth most
     free = paid == 0
@@ -268,7 +268,8 @@ class Ladder:
             compilation_price=price / times,
             both_orientations=self.either,
         )
-        known = dict.fromkeys(plan.shapes, price) | dict(prices) | dict.fromkeys(self.used, 0)
+        planned = [(shape[0], shape[1]) for shape in plan.shapes]
+        known = dict.fromkeys(planned, price) | dict(prices) | dict.fromkeys(self.used, 0)
         distinct, inverse = np.unique(sizes, axis=0, return_inverse=True)
         counts = np.bincount(inverse.reshape(-1)) * times
         known.setdefault(self._whole(sizes), price)

@@ -396,9 +396,8 @@ class Scorer:
                 if rows > 1:
                     values[row] = one.values
                 sizes[row] = one.size
-            images: Any = Padded(
-                values, sizes, np.asarray(some[0].turned) if self.both_orientations else None
-            )  # pyright: ignore
+            turned = np.asarray(some[0].turned) if self.both_orientations else None
+            images: Any = Padded(values, sizes, turned)  # pyright: ignore[reportArgumentType]
             program = self._programs[self._bucket(shape, rows)]
             start = time.perf_counter()
             scores = self._scores(program.call(self.leaves, put(images, self._mesh)))
