@@ -14,7 +14,7 @@ from spp_jax.buckets import COMPILATION_PRICE
 from spp_jax.errors import UsageError
 from spp_jax.registry import absolute
 
-__all__ = ["ANY_SIZE", "Decoding", "RunConfig", "UsageError"]
+__all__ = ["ANY_SIZE", "AS_IT_WAS", "Decoding", "RunConfig"]
 
 
 @dataclasses.dataclass(frozen=True)

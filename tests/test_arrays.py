@@ -17,7 +17,7 @@ def test_every_array_comes_once_with_its_labels_and_filler_rows_weigh_nothing(ei
     sizes = [image.shape[:2] for image in IMAGES]
     plan = plan_buckets(sizes, 3, pixels_per_step=6000, both_orientations=either)
     order, seen = RNG.permutation(17), []
-    for images, labels, weights, places in batches(plan, IMAGES, LABELS, order=order):
+    for images, labels, weights, places in batches(plan, IMAGES, labels=LABELS, order=order):
         assert len(images.values) in {bucket.batch_size for bucket in plan.buckets}
         np.testing.assert_array_equal(weights, places >= 0)
         assert not images.values[places < 0].any()
@@ -60,4 +60,4 @@ def test_a_loop_of_ones_own_compiles_once_a_bucket_and_gives_what_each_image_giv
 
 def test_labels_that_are_not_one_for_each_are_refused():
     with pytest.raises(ValueError, match=r"labels of shape \(3,\) are not one for each of 17 arrays"):
-        next(batches(plan_buckets([(40, 40)], 1), IMAGES, np.zeros(3)))
+        next(batches(plan_buckets([(40, 40)], 1), IMAGES, labels=np.zeros(3)))

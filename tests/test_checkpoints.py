@@ -14,7 +14,8 @@ from flax import nnx
 
 from spp_jax import Bucket, BucketPlan, Scorer, create_model
 from spp_jax.checkpoints import About, Checkpoints
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
+from spp_jax.errors import UsageError
 from spp_jax.models.weights import take_variables
 from spp_jax.training import configured_training
 

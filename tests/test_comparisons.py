@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spp_jax.config import Decoding, UsageError
+from spp_jax.config import Decoding
 from spp_jax.data import load_dataset
 from spp_jax.data.decoding import decode
 from spp_jax.data.fcdb.fcdb_dataset_builder import best_crops
 from spp_jax.data.records import Records, split_records
+from spp_jax.errors import UsageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 20, 20, 3), np.uint8)
 

@@ -14,11 +14,12 @@ from conftest import Cloud
 from PIL import Image
 
 from spp_jax.addresses import path_at
-from spp_jax.config import Decoding, UsageError
+from spp_jax.config import Decoding
 from spp_jax.data import list_datasets, load_dataset, scanning
 from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import decode
 from spp_jax.data.records import split_records
+from spp_jax.errors import UsageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 20, 3), np.uint8)
 

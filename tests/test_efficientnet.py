@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from spp_jax import Padded, create_model, pad_batch
-from spp_jax.config import UsageError
+from spp_jax.errors import UsageError
 from spp_jax.models import weights
 from spp_jax.models.sppnet import LinearHead, Pyramid, SPPNet, Stages
 from spp_jax.models.weights import from_imagenet

@@ -5,8 +5,8 @@ import pytest
 from jax.test_util import check_grads
 
 from spp_jax import Padded
-from spp_jax.config import UsageError
 from spp_jax.data.loading import Batch
+from spp_jax.errors import UsageError
 from spp_jax.training.losses import create_loss, list_losses
 
 MARKS = (0.0, 0.25, 0.5, 0.75, 1.0)

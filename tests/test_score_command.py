@@ -9,7 +9,7 @@ from conftest import noise_records, png
 
 from spp_jax.cli import score
 from spp_jax.cli.scored import ScoreFile, score_paths
-from spp_jax.config import UsageError
+from spp_jax.errors import UsageError
 from spp_jax.scoring import Scored
 
 RECORDS = noise_records(6)

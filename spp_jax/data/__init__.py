@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from spp_jax.addresses import is_address
-from spp_jax.config import ANY_SIZE, Decoding, UsageError
+from spp_jax.config import ANY_SIZE, Decoding
 from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.comparisons import Box, Comparison, with_pairs
 from spp_jax.data.decoding import UnreadableError, photo_size
 from spp_jax.data.records import Records
+from spp_jax.errors import UsageError
 from spp_jax.registry import Registry
 
 __all__ = ["DATASETS", "list_datasets", "load_dataset"]

@@ -33,7 +33,7 @@ class ArrayBatch(NamedTuple):
 
 
 def batches(
-    plan: BucketPlan, arrays: Sequence[np.ndarray], labels: Any = None, *, order: np.ndarray | None = None
+    plan: BucketPlan, arrays: Sequence[np.ndarray], *, labels: Any = None, order: np.ndarray | None = None
 ) -> Iterator[ArrayBatch]:
     """Every array once, bucket by bucket, each batch of a bucket of the same shape: one program a bucket.
 

@@ -11,10 +11,11 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from spp_jax.config import Decoding, UsageError
+from spp_jax.config import Decoding
 from spp_jax.data.decoding import Photo, decode
 from spp_jax.data.records import Pairs, Records
 from spp_jax.data.tables import file_name, split_table
+from spp_jax.errors import UsageError
 from spp_jax.names import printable
 
 __all__ = ["Box", "Comparison", "crop", "read_comparisons", "with_pairs"]

@@ -21,13 +21,14 @@ from typing import NamedTuple
 import numpy as np
 
 from spp_jax.addresses import is_address
-from spp_jax.config import Decoding, UsageError
+from spp_jax.config import Decoding
 from spp_jax.data.comparisons import Comparison, read_comparisons, with_pairs
 from spp_jax.data.duplicates import equal_files, joined, look_alikes
 from spp_jax.data.names_on_disk import NamesOnDisk
 from spp_jax.data.records import SPLITS, Records
 from spp_jax.data.scanning import scan_sizes
 from spp_jax.data.tables import file_name, split_table
+from spp_jax.errors import UsageError
 from spp_jax.names import printable, some
 
 _DECIMAL_COMMA = re.compile(r"(-?\d*),(\d+)\Z")
