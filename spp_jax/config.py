@@ -105,6 +105,11 @@ class RunConfig:
     widths=(16,32)."""
     levels: tuple[int, ...] = (1, 2, 4)
     """The pyramid: bins per side, level by level."""
+    reduce: tuple[str, ...] = ()
+    """What is done to the cells of a bin: max, mean, deviation and others, or file.py:thing of your own; each
+    gives its own features. None given: the network's own."""
+    rule: str = "adaptive"
+    """Where the bins lie, as spp_jax.pooling.bins describes: adaptive is the paper's and torch's."""
     epochs: int = 30
     """Passes over the training part."""
     steps: int | None = None
@@ -186,6 +191,7 @@ class RunConfig:
         for name in ("data", "model", "loss"):  # of the user's own: found from every folder
             parts = getattr(self, name).split("+") if name == "loss" else [getattr(self, name)]
             object.__setattr__(self, name, "+".join(map(absolute, parts)))
+        object.__setattr__(self, "reduce", tuple(map(absolute, self.reduce)))
         for name in (
             "epochs",
             "pixels_per_step",

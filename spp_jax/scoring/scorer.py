@@ -433,7 +433,7 @@ def forward_function(graph: nnx.GraphDef, tree: Any, loss: Loss) -> Callable[[li
 def _key(about: About, variables: nnx.State) -> str | None:
     """What a checkpoint's program follows from, besides code; None where a part of that is not ours."""
     fields = about.config.to_dict()
-    if any(isinstance(value, str) and ":" in value for value in fields.values()):  # a user's own, by its name
+    if about.parts:  # whose code is not this package's
         return None
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     like = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in leaves]
