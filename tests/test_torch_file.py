@@ -5,6 +5,7 @@ import io
 import pickle
 import struct
 import zipfile
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ class Writer(pickle._Pickler):  # pyright: ignore[reportAttributeAccessIssue]
     def persistent_id(self, obj):
         return obj.pid if isinstance(obj, Storage) else None
 
-    def save(self, obj, save_persistent_id=True):
+    def save(self: Any, obj, save_persistent_id=True):
         if isinstance(obj, Class):
             module, _, name = obj.rpartition(".")
             self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
@@ -45,7 +46,7 @@ class Writer(pickle._Pickler):  # pyright: ignore[reportAttributeAccessIssue]
             self.save(obj.arguments)
             self.write(pickle.REDUCE)
         else:
-            super().save(obj, save_persistent_id)
+            pickle._Pickler.save(self, obj, save_persistent_id)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def dumped(obj) -> bytes:
