@@ -129,8 +129,8 @@ def efficientnet_lite(
         outputs: how many logits.
         hidden: widths of the head's hidden layers.
         reduce: the reductions of the pyramid.
-        maps: instead of ``levels`` and ``reduce``, a pyramid for each of several stages' maps: the stem is
-            stage 0, then each block is one, then the last convolution (:func:`several_stages`).
+        maps: as :class:`~spp_jax.models.sppnet.SPPNet` takes it: the stem is stage 0, then each block is
+            one, then the last convolution. :func:`several_stages` gives a good one.
         head: ``classifier``, fully connected layers; or ``linear``, one over standardised features
             (:class:`~spp_jax.models.sppnet.LinearHead`), which a probe fills.
         dropout: share of the input of the last layer that is dropped in training; None: as published.
@@ -150,8 +150,7 @@ def efficientnet_lite(
 
     def make_body(rngs: nnx.Rngs) -> Stages:
         stages = _stages(blocks_of(name), freeze_norm=freeze_norm, dtype=dtype, rngs=rngs)
-        given = (-1,) if maps is None else [pyramid[0] for pyramid in maps]
-        return Stages(stages, maps=given, remat=remat)
+        return Stages(stages, remat=remat)
 
     def make_head(bins: int, features: int) -> Classifier | LinearHead:
         if head == "linear":
@@ -193,8 +192,8 @@ def _stages(
 def _same(kernel: int, strides: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """TensorFlow's SAME of an even size; behind, one more, so that odd sizes are halved upwards."""
     before = (kernel - strides) // 2
-    both = (before, kernel - 1 - before)
-    return both, both
+    edges = before, kernel - 1 - before
+    return edges, edges
 
 
 def _conv(dtype: Dtype | None, rngs: nnx.Rngs) -> dict:
