@@ -76,8 +76,9 @@ class Monoid:
     and `jax.lax.min`, as a ``staticmethod``, work on each array of a state: with add the gradient goes to
     every cell, with max and min to the winner whose index was kept, the first in row-major order. Any
     other function takes two whole states, and its derivative is taken by JAX, row by row, which is slower;
-    ``combine(identity, identity)`` has to be the identity (beware of ``-inf - -inf``). ``combine`` and ``identity`` do not use the reduction's arrays. Under
-    anything but max and min, cells are floating, and cast to float32 where they have less.
+    ``combine(identity, identity)`` has to be the identity (beware of ``-inf - -inf``). ``combine`` and
+    ``identity`` do not use the reduction's arrays. Under anything but max and min, cells are floating, and
+    cast to float32 where they have less.
 
     ``lift``, ``finish`` and a ``combine`` of your own are differentiated as they are written: where one has
     a derivative of NaN, so has every cell of that bin, also if the bin's own cotangent is 0.
