@@ -34,7 +34,7 @@ from spp_jax.data.decoding import FORMATS, decode, photo_size
 from spp_jax.data.loading import load_batches
 from spp_jax.data.records import Records, photo_records
 from spp_jax.data.schedule import BatchSpec, in_order
-from spp_jax.training import create_training, step_executables
+from spp_jax.training import configured_training, step_executables
 
 SCAN, PILLOW, DECODE, PIPELINE, STEP = (
     "sizes from headers",
@@ -102,7 +102,7 @@ def drain(records: Records, specs: list[BatchSpec]) -> None:
 def appetite(records: Records, specs: list[BatchSpec]) -> Callable[[], None]:
     """An epoch of training steps on batches that are on the device already."""
     config, mesh = RunConfig(), data_mesh()
-    recipe, state = create_training(config, 1000, 8.0)
+    recipe, state = configured_training(config, 1000, 8.0)
     step = step_executables(recipe, state, mesh)
     first = {spec.bucket: spec for spec in specs}
     batches = {

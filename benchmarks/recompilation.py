@@ -49,11 +49,12 @@ from spp_jax.compilation import (
     replicated,
     use_compilation_cache,
 )
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
 from spp_jax.data.loading import Batch, load_batches
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import BatchSpec, in_order
-from spp_jax.training import create_training, train_step
+from spp_jax.errors import UsageError
+from spp_jax.training import configured_training, train_step
 
 VERSION = 1
 PROGRESS = "progress.json"
@@ -182,7 +183,7 @@ def make_step(options: Options) -> tuple[Any, Callable, Callable | None]:
         made = getattr(importlib.import_module(module), name)()
         return (*made, None) if len(made) == 2 else made
     config = RunConfig(model=options.model)
-    recipe, state = create_training(config, 1000, 8.0)
+    recipe, state = configured_training(config, 1000, 8.0)
     # The head starts at zero: every logit would be 0, padded or not.
     params = nnx.to_pure_dict(state.params)
     last = params["head"]["logits"]

@@ -35,7 +35,7 @@ from spp_jax.data.loading import load_batches, put
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import Schedule
 from spp_jax.run.journal import Journal
-from spp_jax.training import create_training, fit, step_executables
+from spp_jax.training import configured_training, fit, step_executables
 
 PEAKS = {  # operations a second in bfloat16, without sparsity, as the makers state them
     "NVIDIA H100": 989e12,
@@ -102,7 +102,7 @@ class Bench:
         plan = plan_buckets(self.records.sizes, **config.bucketing)
         self.schedule = Schedule(self.records.sizes, plan, seed=0, flip=True)
         self.steps = self.schedule.first_step(1)
-        recipe, state = create_training(config, 10_000, self.schedule.mean_batch)
+        recipe, state = configured_training(config, 10_000, self.schedule.mean_batch)
         self.state = jax.device_put(state, replicated(self.mesh))
         self.step: Any = step_executables(recipe, self.state, self.mesh)
         for _ in self.step.compile_all(self.schedule.buckets):

@@ -41,10 +41,11 @@ import spp_jax.layers
 from spp_jax import Padded, num_bins, plan_buckets
 from spp_jax.buckets import Bucket, BucketPlan
 from spp_jax.compilation import BucketExecutables, DoesNotFitError, data_mesh, device_memory
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
 from spp_jax.data.schedule import Schedule
+from spp_jax.errors import UsageError
 from spp_jax.pooling.reductions import Max
-from spp_jax.training import create_training, step_executables
+from spp_jax.training import configured_training, step_executables
 
 GIB = 2**30
 MEMORY = {"v4": 32 * GIB, "v5e": 16 * GIB, "v5p": 95 * GIB, "v6e": 32 * GIB}
@@ -149,7 +150,7 @@ def run() -> int:
         f"{'masks, pyramid':>16s}"
     )
     config = RunConfig(model=options.model, remat=options.remat)
-    recipe, state = create_training(config, 1000, schedule.mean_batch)
+    recipe, state = configured_training(config, 1000, schedule.mean_batch)
     step, bare_step = (step_executables(recipe, state, mesh) for _ in ("with care", "without"))
     results = []
     for bucket in plan.buckets:

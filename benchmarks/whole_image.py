@@ -41,12 +41,13 @@ from tqdm import tqdm
 
 import spp_jax.models
 from spp_jax import Padded, Scorer
-from spp_jax.cli import train
+from spp_jax.cli import program, train
 from spp_jax.compilation import quick_flags
-from spp_jax.config import UsageError
+from spp_jax.config import RunConfig
 from spp_jax.data import load_dataset
 from spp_jax.data.decoding import Decoding, decode
 from spp_jax.data.records import SPLITS, Records, split_records
+from spp_jax.errors import UsageError
 from spp_jax.metrics import agreement
 
 SYSTEMS = {  # what each changes; the first is what the others are compared with
@@ -71,7 +72,7 @@ class Options:
     """Folder for the runs and the results."""
     photos: Path | None = None
     """Folder with savoias/ and biq2021/; None: distorted_photos alone."""
-    epochs: int = train.RunConfig().epochs
+    epochs: int = RunConfig().epochs
     """Of each run on distorted_photos; of those on --photos, a third of it."""
     seeds: int = 3
     """Runs of each system on each data set."""
@@ -130,7 +131,7 @@ class Data(NamedTuple):
 
     def parts(self, fold: int, decoding: Decoding | None = None) -> dict[str, Records]:
         """Train, validation and test, by default whole."""
-        whole = train.RunConfig(max_pixels=self.max_pixels).decoding
+        whole = RunConfig(max_pixels=self.max_pixels).decoding
         records, _ = load_dataset(self.name, self.folder, decoding or whole)
         return {split: split_records(records, split, "folds", fold) for split in SPLITS}
 
@@ -222,7 +223,7 @@ def run(name: str, data: Data, options: Options) -> int:
         (folder / "robustness.json").write_text(json.dumps(moved, indent=2) + "\n")
     figures = {name: figures.get(name) for name in (*FIGURES, "srcc by category")}
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n")
-    return train.DONE
+    return program.DONE
 
 
 def robustness(scorer: Scorer, held_out: Records, most: int = 60) -> dict[str, float]:
@@ -275,11 +276,11 @@ def main() -> int:
             _check(options, found)
     except UsageError as error:
         print(f"whole_image.py: {error}", file=sys.stderr)
-        return train.WRONG_USE
+        return program.WRONG_USE
     if options.alone:
         if options.core is not None:
             os.sched_setaffinity(0, {options.core})
-        spp_jax.models._MODELS["unmasked"] = unmasked  # pyright: ignore[reportArgumentType]
+        spp_jax.models.MODELS.add("unmasked", unmasked)
         return run(options.alone, found[options.alone.split("/")[0]], options)
     results: dict[str, dict[str, list[dict]]] = {}
     moved: dict[str, list[dict]] = {}
@@ -358,15 +359,15 @@ def _each_on_a_core(runs: list[str], options: Options, bar: tqdm) -> int:
         if (folder / "figures.json").is_file():
             bar.update()
             ended[name].set()
-            return train.DONE
+            return program.DONE
         system = name.split("/")[1]
         if system in SQUARES:  # which ask how large the batches of whole ones were
             ended[name.replace(system, "whole")].wait()
         core = cores.get()
-        status = train.FAILED  # where no process comes to be
+        status = program.FAILED  # where no process comes to be
         try:
             if stops.is_set():
-                return train.INTERRUPTED
+                return program.INTERRUPTED
             folder.mkdir(parents=True, exist_ok=True)
             command = [sys.executable, __file__, *sys.argv[1:], "--alone", name, "--core", str(core)]
             with (folder / "log.txt").open("a") as log:
@@ -400,7 +401,7 @@ def _each_on_a_core(runs: list[str], options: Options, bar: tqdm) -> int:
         statuses = list(threads.map(one, runs))
     for number, handler in before.items():
         signal.signal(number, handler)
-    return next(filter(None, statuses), train.DONE)
+    return next(filter(None, statuses), program.DONE)
 
 
 def report(results: dict, moved: dict, options: Options) -> None:

@@ -8,14 +8,13 @@ file system: gcsfs for ``gs://``, s3fs for ``s3://``.
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, NamedTuple
 
 from etils import epath
-from tyro.constructors import PrimitiveConstructorSpec
 
-from spp_jax.config import UsageError
+from spp_jax.errors import UsageError
 
-__all__ = ["AnyPath", "files_below", "is_address", "path_at", "stamp"]
+__all__ = ["Below", "files_below", "is_address", "path_at", "stamp"]
 
 
 _COLLAPSED = re.compile("[a-z0-9]+:/[^/]")
@@ -66,33 +65,62 @@ def stamp(path: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def files_below(folder: Path) -> list[Path]:
-    """All files of a folder and of those in it, sorted; links to folders are not followed.
+class Below(NamedTuple):
+    """What a folder holds.
 
-    Raises:
-        OSError: one of the folders cannot be read.
+    Attributes:
+        files: sorted.
+        unreadable: the reason for each folder in it that cannot be read.
+        passed: entries that are hidden, or that systems and network drives keep for themselves.
     """
 
-    def refuse(error: OSError) -> None:
-        raise error
-
-    if not is_address(folder):
-        walk = os.walk(folder, onerror=refuse)
-        return sorted(Path(inner) / name for inner, _, names in walk for name in names)
-    found = []
-    for path in folder.iterdir():
-        found += files_below(path) if path.is_dir() else [path]
-    return sorted(found)
+    files: list[Path]
+    unreadable: dict[Path, str]
+    passed: list[Path]
 
 
-AnyPath = Annotated[
-    Path,
-    PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda texts: path_at(texts[0]),
-        is_instance=lambda value: isinstance(value, os.PathLike),
-        str_from_instance=lambda path: [os.fspath(path)],
-    ),
-]
-"""The type of a command-line option that may be an address."""
+_SYSTEMS = (
+    *("$recycle.bin", "#recycle", "#snapshot", "@eadir", "@recently-snapshot", "@recycle", "__macosx"),
+    *("desktop.ini", "lost+found", "network trash folder", "recycler", "system volume information"),
+    *("temporary items", "thumbs.db"),
+)
+
+
+def files_below(folder: Path) -> Below:
+    """All files of a folder and of those in it, each folder once: links are followed, and loops end.
+
+    Passed over are names that begin with a dot, and the folders that systems and network drives make for
+    thumbnails, trash and snapshots; not the folder itself, whatever it is called.
+    """
+    found = Below([], {}, [])
+    waiting, linked, seen = [folder], [], set()
+    while waiting or linked:
+        inner = waiting.pop() if waiting else linked.pop(0)  # what is linked is most often met there itself
+        try:
+            key = os.fspath(inner) if is_address(inner) else (inner.stat().st_dev, inner.stat().st_ino)
+            if key in seen:
+                continue
+            seen.add(key)
+            entries = list(inner.iterdir())
+        except OSError as error:
+            found.unreadable[inner] = f"cannot be read: {error.strerror or error}"
+            continue
+        for path in entries:
+            if path.name.startswith(".") or path.name.lower() in _SYSTEMS:
+                found.passed.append(path)
+            elif not _is_folder(path):
+                found.files.append(path)
+            elif not is_address(path) and path.is_symlink():
+                linked.append(path)
+            else:
+                waiting.append(path)
+    found.files.sort()
+    found.passed.sort()
+    return found
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # such as a link to itself: reading it will say so
+        return False

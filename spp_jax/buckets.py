@@ -7,16 +7,21 @@ bucket is one compilation. Sizes and shapes are in pixels, height before width. 
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import operator
 import os
 from collections.abc import Sequence
-from typing import Any, BinaryIO, NamedTuple, TypeAlias
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-__all__ = ["Bucket", "BucketPlan", "plan_buckets"]
+__all__ = ["COMPILATION_PRICE", "Bucket", "BucketPlan", "plan_buckets"]
+
+COMPILATION_PRICE = 10_000_000
+"""Pixels that pass through a program in the time that it takes to compile, where nobody measured it: seconds
+times pixels per second. Both grow with the network, on every device, so their product differs little."""
 
 Sizes: TypeAlias = np.ndarray | Sequence[Sequence[int]]
 Counts: TypeAlias = np.ndarray | Sequence[int]
@@ -24,6 +29,9 @@ Counts: TypeAlias = np.ndarray | Sequence[int]
 _FORMAT = 1
 _CELLS, _PLACES = 96**2, 2**11  # the search's grid has at most this many: its time grows with them
 _MORE = 4  # buckets beyond those allowed, from which the search comes down again
+_AUTO = 32  # buckets at most, where the price decides: more save a few hundredths, and are searched for long
+_STEP = 16  # a step of a finite collection costs a 16th of pixels_per_step besides its pixels
+_TRIED = 40_000  # places that a finite collection's buckets are tried at, times buckets, times sizes
 
 
 class Bucket(NamedTuple):
@@ -211,7 +219,7 @@ class BucketPlan:
 
 def plan_buckets(
     sizes: Sizes,
-    max_buckets: int,
+    max_buckets: int | Literal["auto"],
     *,
     counts: Counts | None = None,
     multiple: int = 8,
@@ -219,8 +227,9 @@ def plan_buckets(
     pixels_per_step: int | None = None,
     batch_multiple: int = 1,
     both_orientations: bool = False,
+    finite: bool = False,
 ) -> BucketPlan:
-    """Choose at most ``max_buckets`` shapes that pad this collection least.
+    """Choose at most ``max_buckets`` shapes with which this collection is done soonest.
 
     The cost of a plan is its padded pixels over the collection, plus the price of its compilations. No
     plan of any boxes is better than the best among those whose every side is the (rounded) side of some
@@ -233,6 +242,17 @@ def plan_buckets(
     for less. `tests/test_buckets.py` compares it with brute force on small collections, and
     `benchmarks/planning.py` with a proven lower bound and a long random search on real ones.
 
+    **A finite collection** is gone through in whole batches: the last batch of each bucket, and of each
+    orientation in it, is filled up with rows of nothing, and a step costs something whatever is in it (a
+    16th of ``pixels_per_step`` is assumed). Both are counted, and the batch size of each bucket is the one
+    within ``pixels_per_step`` that costs least, so 10 images where 7 have room go in two batches of 5. The
+    claim above stays true: with its images as they are, a box shrunk to them has no larger area and no
+    fewer batch sizes to choose from, so it costs no more. Of the plans that the search met, of every number
+    of buckets, the cheapest by this cost is taken, and then changed for the better by whichever of these
+    saves most, until none does: one bucket dropped, one moved to, or one added at, the corner of any place
+    (all of them, or some at even steps where images and buckets are many). So the result is optimal in
+    that class: dropping, moving or adding one.
+
     Where sides are so many that the search would be slow (more than 96 on each of two axes, or some 2,000
     distinct sizes), it sees those at even steps of their distribution; buckets then shrink to the images
     they hold.
@@ -241,11 +261,13 @@ def plan_buckets(
 
     Args:
         sizes: integers ``[n, spatial_rank]``, at least 1.
-        max_buckets: at least 1.
+        max_buckets: at least 1; ``"auto"``: as many as pay their ``compilation_price``, at
+            most 32.
         counts: how many images have each size, ``[n]``; None: one.
         multiple: shapes are rounded up to multiples of this.
         compilation_price: a bucket more must save this many padded pixels over the collection. What a
-            compilation costs in pixels is its seconds, times pixels per second, over epochs. 0: all
+            compilation costs in pixels is its seconds, times pixels per second, over the times that the
+            collection is gone through; :data:`COMPILATION_PRICE` where it is not known. 0: all
             that ``max_buckets`` allows are used, if they save anything.
         pixels_per_step: padded pixels of a batch: each bucket's batch size is the largest that stays
             within it. None: batches of ``batch_multiple``.
@@ -253,35 +275,115 @@ def plan_buckets(
             than ``pixels_per_step``.
         both_orientations: buckets lie across (no higher than wide) and hold upright images turned. At
             equal padding that takes about a third fewer of them on photographs.
+        finite: count filler rows and steps, as said above. They are worth it where batches are few.
 
     Raises:
-        ValueError: no sizes, sizes or counts below 1, an option out of its range, or both orientations
-            asked of what has not two axes.
+        ValueError: no sizes, sizes or counts below 1, an option out of its range, ``"auto"`` without a
+            price, or both orientations asked of what has not two axes.
+
+    Example::
+
+        few = plan_buckets(sizes, "auto", compilation_price=COMPILATION_PRICE / epochs, finite=True)
     """
-    sizes = _checked(sizes)
-    max_buckets = _at_least_one("max_buckets", max_buckets)
+    given = _checked(sizes)
+    most = None if max_buckets == "auto" else _at_least_one("max_buckets", max_buckets)
     multiple = _at_least_one("multiple", multiple)
     batch_multiple = _at_least_one("batch_multiple", batch_multiple)
     step = 0 if pixels_per_step is None else _at_least_one("pixels_per_step", pixels_per_step)
     if not 0 <= compilation_price < math.inf:
         raise ValueError(f"compilation_price={compilation_price} must be at least 0 pixels")
-    if both_orientations:
-        sizes = np.sort(sizes, axis=1)
-    rounded = -(-sizes // multiple) * multiple
+    if most is None and not compilation_price:
+        raise ValueError("max_buckets='auto' needs a compilation_price above 0, such as COMPILATION_PRICE")
+    rounded = -(-given // multiple) * multiple
     distinct, inverse = np.unique(rounded, axis=0, return_inverse=True)
-    weights = np.bincount(inverse.reshape(-1), _counts(counts, len(sizes)))
+    weights = np.bincount(inverse.reshape(-1), _counts(counts, len(given)))
+    work = _Work(distinct, weights, compilation_price, step, batch_multiple, both_orientations)
+    if both_orientations:
+        distinct, inverse = np.unique(np.sort(distinct, axis=1), axis=0, return_inverse=True)
+        weights = np.bincount(inverse.reshape(-1), weights)
 
-    shapes = _best_shapes(distinct, weights, max_buckets, compilation_price)
-    return BucketPlan(
-        tuple(
-            Bucket(
-                shape,
-                max(step // math.prod(shape) // batch_multiple, 1) * batch_multiple,
-                both_orientations,
-            )
-            for shape in _tight(shapes, distinct)
-        )
-    )
+    most = _AUTO if most is None else most
+    found = _best_shapes(distinct, weights, most, compilation_price)
+    if not finite:
+        allowed = (number for number in found if number <= most)
+        best = min(allowed, key=lambda number: found[number][1] + compilation_price * number)
+        return BucketPlan(work.buckets(_tight(found[best][0], distinct)))
+    return BucketPlan(work.buckets_filled(_least(work, found, distinct, most)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """What a plan is for: the rounded sizes as they lie, and what its parts cost."""
+
+    sizes: np.ndarray
+    weights: np.ndarray
+    price: float
+    step: int
+    multiple: int
+    either: bool
+
+    def buckets(self, shapes: Sequence[tuple[int, ...]]) -> tuple[Bucket, ...]:
+        """Each with the largest batch that a step has room for."""
+        return tuple(Bucket(shape, self._room(shape), self.either) for shape in shapes)
+
+    def _room(self, shape: tuple[int, ...]) -> int:
+        return max(self.step // math.prod(shape) // self.multiple, 1) * self.multiple
+
+    def buckets_filled(self, shapes: Sequence[tuple[int, ...]]) -> tuple[Bucket, ...]:
+        """Each with the batch size that costs least, filler rows and steps counted."""
+        return self._filled(shapes)[0]
+
+    def cost(self, shapes: Sequence[tuple[int, ...]]) -> float:
+        """Pixels, filler rows and steps counted, and what the compilations cost."""
+        return self._filled(shapes)[1]
+
+    def _filled(self, shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[Bucket, ...], float]:
+        plan = BucketPlan(tuple(Bucket(shape, 1, self.either) for shape in shapes))
+        homes = plan.assign(self.sizes)
+        lying = 2 * homes + plan.turned(self.sizes, homes)
+        counts = np.bincount(lying, self.weights, 2 * len(shapes)).reshape(-1, 2)
+        buckets, total = [], self.price * np.count_nonzero(counts.sum(axis=1))
+        for shape, images in zip(shapes, counts, strict=True):
+            batches = np.arange(self._room(shape), 0, -self.multiple)
+            steps = -(-images[:, None] // batches)
+            costs = (steps * (batches * math.prod(shape) + self.step / _STEP)).sum(axis=0)
+            buckets.append(Bucket(shape, int(batches[costs.argmin()]), self.either))
+            total += costs.min()
+        return tuple(buckets), float(total)
+
+
+def _least(
+    work: _Work, found: dict[int, tuple[np.ndarray, float]], distinct: np.ndarray, most: int
+) -> list[tuple[int, ...]]:
+    """Of these plans the one of least cost, bettered by one bucket at a time."""
+    plans = [_tight(shapes, distinct) for number, (shapes, _) in found.items() if number <= most]
+    shapes = min(plans, key=work.cost)
+    cost = work.cost(shapes)
+    corners = _corners(distinct, _TRIED // (len(shapes) * len(distinct)))
+    while True:
+        fewer = [[*shapes[:i], *shapes[i + 1 :]] for i in range(len(shapes))]
+        tries = [*fewer, *([*kept, corner] for kept in fewer for corner in corners)]
+        tries += [[*shapes, corner] for corner in corners] if len(shapes) < most else []
+        best, better = cost, None
+        for tried in tries:
+            ordered = sorted(tried, key=lambda shape: (math.prod(shape), shape))
+            inside = (distinct[:, None] <= np.asarray(ordered or [(0,) * distinct.shape[1]])).all(axis=2)
+            if len(set(tried)) == len(tried) and inside.any(axis=-1).all():
+                costs = work.cost(ordered)
+                if costs < best * (1 - 1e-12):
+                    best, better = costs, ordered
+        if better is None:
+            return shapes
+        shapes = min((_tight(np.asarray(better), distinct), better), key=work.cost)
+        cost = work.cost(shapes)
+
+
+def _corners(distinct: np.ndarray, most: int) -> list[tuple[int, ...]]:
+    """All places for a box, or some, at even steps of each axis; no less than four."""
+    sides = [np.unique(axis) for axis in distinct.T]
+    each = max(2, math.floor(max(most, 1) ** (1 / len(sides))))
+    steps = [axis[np.unique(np.linspace(0, len(axis) - 1, each).astype(int))] for axis in sides]
+    return [tuple(map(int, corner)) for corner in itertools.product(*steps)]
 
 
 def _tight(shapes: np.ndarray, distinct: np.ndarray) -> list[tuple[int, ...]]:
@@ -359,9 +461,12 @@ class _Boxes(NamedTuple):
     cost: float
 
 
-def _best_shapes(distinct: np.ndarray, weights: np.ndarray, most: int, price: float) -> np.ndarray:
+def _best_shapes(
+    distinct: np.ndarray, weights: np.ndarray, most: int, price: float
+) -> dict[int, tuple[np.ndarray, float]]:
+    """By the number of buckets, the best shapes that were met, and their padded pixels."""
     if most >= len(distinct) and not price:
-        return distinct
+        return {len(distinct): (distinct, float(distinct.prod(axis=1) @ weights))}
     grid = _Grid(distinct, weights, share=max(1, most / 24 if not price else 1))
     highest = min(most + _MORE, len(grid.places))
     everything = _settle(grid, [tuple(n - 1 for n in grid.shape)])
@@ -387,9 +492,13 @@ def _best_shapes(distinct: np.ndarray, weights: np.ndarray, most: int, price: fl
             improved |= keep(number, _settle(grid, [*boxes, grid.best(areas)]))
         for number in range(highest - 1, 0, -1):
             improved |= keep(number, _settle(grid, _without_one(grid, best[number + 1].boxes)))
-    allowed = range(1, min(most, highest) + 1)
-    chosen = best[min(allowed, key=lambda number: best[number].cost + price * number)]
-    return np.array([[s[n] for s, n in zip(grid.sides, box, strict=True)] for box in chosen.boxes])
+    return {
+        number: (
+            np.array([[s[n] for s, n in zip(grid.sides, box, strict=True)] for box in boxes.boxes]),
+            boxes.cost,
+        )
+        for number, boxes in best.items()
+    }
 
 
 def _settle(grid: _Grid, boxes: list[tuple[int, ...]]) -> _Boxes:

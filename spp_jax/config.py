@@ -6,15 +6,15 @@ line is made from the same fields: their documentation is the help text.
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-__all__ = ["ANY_SIZE", "Decoding", "RunConfig", "UsageError"]
+from spp_jax.buckets import COMPILATION_PRICE
+from spp_jax.errors import UsageError
+from spp_jax.registry import absolute
 
-
-class UsageError(Exception):
-    """The user asked for something that cannot be; the message is one line and says what to do."""
+__all__ = ["ANY_SIZE", "AS_IT_WAS", "Decoding", "RunConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Decoding:
             of the shorter side (at 224, torchvision's 256 and 224); ``pad``, scaled and laid in the middle
             of the background.
         input_side: pixels of the squares.
+        refuse_seconds: of processor time: a file that takes longer to decode is refused.
     """
 
     max_pixels: int | None = None
@@ -38,6 +39,7 @@ class Decoding:
     background: tuple[int, int, int] = (255, 255, 255)
     input: str = "full"
     input_side: int = 224
+    refuse_seconds: float = 10.0
 
     def scaled(self, sizes: Any) -> np.ndarray:
         """The sizes at which pictures of these sizes are used: int64 ``[..., 2]``."""
@@ -52,10 +54,13 @@ class Decoding:
         return np.where(scale < 1, scaled, sizes)
 
 
-_HARMLESS = ("save_every", "save_minutes", "max_failed", "remat")
+_HARMLESS = ("save_every", "save_minutes", "max_failed", "remat", "refuse_seconds")
 _OPTIMIZERS = ("adamw", "sgd")
 _DTYPES = ("float32", "bfloat16", "float64")
 _INPUTS = ("full", "warp", "crop", "pad")
+
+AS_IT_WAS: dict[str, Any] = {}
+"""For each field whose default is not what runs did before there was the field: what they did."""
 
 ANY_SIZE = Decoding(refuse_pixels=2**62)
 """Refuses no size: for facts about pictures that are kept, whatever a later run refuses."""
@@ -66,7 +71,7 @@ class RunConfig:
     """What decides a training run's result, together with its records."""
 
     data: str = "distorted_photos"
-    """Data set."""
+    """Data set: a name that spp_jax.data.list_datasets() gives, or file.py:thing of your own."""
     protocol: str = "folds"
     """How the data set is split: folds (five, each group tested in one), random (ten, 80/10/10 by group),
     or official, the source's own."""
@@ -76,6 +81,11 @@ class RunConfig:
     """Larger pictures are scaled down to this many pixels, their aspect ratio kept."""
     refuse_pixels: int = 50_000_000
     """Pictures of more pixels are skipped, from their header, before memory is taken for them."""
+    refuse_seconds: float = 10.0
+    """Pictures that take longer to decode are skipped: seconds of processor time. None takes over 1 GB."""
+    near_duplicates: bool = False
+    """Of --data folder: pictures that look alike (by a perceptual hash) are of one group, and so never on
+    both sides of a split. Equal files always are."""
     min_side: int = 1
     """Pictures with a shorter side are skipped; the model may ask for more."""
     background: tuple[int, int, int] = (255, 255, 255)
@@ -88,15 +98,20 @@ class RunConfig:
     max_failed: float = 0.1
     """A run stops when more than this share of all pictures had to be skipped."""
     model: str = "compact"
-    """Network: a name that spp_jax.list_models() gives."""
+    """Network: a name that spp_jax.list_models() gives, or file.py:function or package.module:function of
+    your own."""
+    model_options: tuple[str, ...] = ()
+    """Options of the network's own, each NAME=VALUE, as its function documents them: hidden=32
+    widths=(16,32)."""
     levels: tuple[int, ...] = (1, 2, 4)
     """The pyramid: bins per side, level by level."""
     epochs: int = 30
     """Passes over the training part."""
     steps: int | None = None
     """Stop after this many steps instead; the learning rate's schedule ends there too."""
-    buckets: int = 6
-    """At most this many padded shapes, and so at most this many compilations of the step."""
+    buckets: int | Literal["auto"] = "auto"
+    """At most this many padded shapes, and so at most this many compilations of the step. auto: as many as
+    pay for their compilation within the run: few for a short run, many for a long one."""
     pixels_per_step: int = 300_000
     """Padded pixels of a batch, over all devices. Bounds memory and evens out the steps."""
     batch_multiple: int = 1
@@ -115,7 +130,12 @@ class RunConfig:
     keeps everything all the same."""
     loss: str = "cross_entropy"
     """What is trained for: cross_entropy (the score, taken for the probability of being good), good (binary
-    cross-entropy on it), huber (regression on the score), emd (squared earth mover's distance of votes)."""
+    cross-entropy on it), huber (regression on the score), emd (squared earth mover's distance of votes),
+    bradley_terry (which picture of a pair people prefer), file.py:thing of your own, or the sum of several,
+    such as cross_entropy+bradley_terry."""
+    labels: tuple[str, ...] = ()
+    """What is judged, an output of the network for each: columns of the data set, such as beauty; score is
+    the data set's own. A picture may lack some. Default: its score alone."""
     huber_delta: float = 0.1
     """Of --loss huber: the error, in scores, from which it grows linearly and no longer by its square."""
     optimizer: str = "adamw"
@@ -161,9 +181,13 @@ class RunConfig:
         Raises:
             UsageError: naming the field, the value and what it may be.
         """
+        names = tuple(name for given in self.labels for name in given.split(","))
+        object.__setattr__(self, "labels", names)
+        for name in ("data", "model", "loss"):  # of the user's own: found from every folder
+            parts = getattr(self, name).split("+") if name == "loss" else [getattr(self, name)]
+            object.__setattr__(self, name, "+".join(map(absolute, parts)))
         for name in (
             "epochs",
-            "buckets",
             "pixels_per_step",
             "batch_multiple",
             "shape_multiple",
@@ -174,6 +198,7 @@ class RunConfig:
             "accumulate",
         ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
+        self._require("buckets", self.buckets == "auto" or self.buckets >= 1, "auto, or at least 1")
         self._require("steps", self.steps is None or self.steps >= 1, "at least 1")
         self._require("levels", bool(self.levels) and min(self.levels) >= 1, "one or more integers >= 1")
         self._require("max_pixels", self.max_pixels is None or self.max_pixels >= 1, "at least 1")
@@ -188,25 +213,36 @@ class RunConfig:
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         self._require("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1")
         self._require("save_minutes", self.save_minutes is None or self.save_minutes > 0, "above 0")
-        for name in ("learning_rate", "clip_norm", "huber_delta"):
+        for name in ("learning_rate", "clip_norm", "huber_delta", "refuse_seconds"):
             self._require(name, getattr(self, name) > 0, "above 0")
         self._require("weight_decay", self.weight_decay >= 0, "at least 0")
         self._require("warmup", 0 <= self.warmup < 1, "in [0, 1)")
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            flag = name.replace("_", "-")
-            raise UsageError(f"--{flag} {getattr(self, name)}: must be {expected}")
+            raise UsageError(f"{name} must be {expected}, not {getattr(self, name)}", name)
 
     @property
     def decoding(self) -> Decoding:
         """How pictures become pixels, in training and wherever its model is applied."""
-        return Decoding(self.max_pixels, self.refuse_pixels, self.background, self.input, self.input_side)
+        return Decoding(
+            self.max_pixels,
+            self.refuse_pixels,
+            self.background,
+            self.input,
+            self.input_side,
+            self.refuse_seconds,
+        )
 
     @property
     def bucketing(self) -> dict[str, Any]:
-        """The options of :func:`spp_jax.plan_buckets` for every plan of this run."""
-        return {
+        """The options of :func:`spp_jax.plan_buckets` for every plan of this run.
+
+        The price of a compilation is the fixed one, whatever was measured on this machine: all hosts of a
+        run, and all of its folds, plan alike.
+        """
+        paid = {"compilation_price": COMPILATION_PRICE / self.epochs, "finite": True}
+        return (paid if self.buckets == "auto" else {}) | {
             "max_buckets": self.buckets,
             "multiple": self.shape_multiple,
             "pixels_per_step": self.pixels_per_step,
@@ -220,19 +256,22 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "RunConfig":
-        """From what :meth:`to_dict` gave, also by way of JSON.
+        """From what :meth:`to_dict` gave, also by way of JSON and in an older version.
+
+        A field that did not exist then has the value that means "as it was then": that of
+        :data:`AS_IT_WAS` where it is there, else its default.
 
         Raises:
-            UsageError: a field is unknown or missing: the checkpoint is another version's.
+            UsageError: a field is unknown: a later version wrote it.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if set(fields) != known:
+        if unknown := sorted(set(fields) - known):
             raise UsageError(
-                "this configuration was written by another version of spp_jax: the fields "
-                f"{sorted(set(fields) ^ known)} are in one of them only"
+                "this configuration was written by a later version of spp_jax, whose "
+                f"{', '.join(unknown)} this one does not know: install that version"
             )
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        return cls(**values)
+        values = {k: v for k, v in AS_IT_WAS.items() if k in known} | fields
+        return cls(**{name: _hashable(value) for name, value in values.items()})
 
     def differences(self, other: "RunConfig") -> tuple[list[str], list[str]]:
         """The fields in which two configurations differ, as ``name: mine, not theirs``.
@@ -248,3 +287,8 @@ class RunConfig:
                     f"{name}: {json.dumps(mine[name])}, not {json.dumps(theirs[name])}"
                 )
         return told
+
+
+def _hashable(value: Any) -> Any:
+    """Lists, which JSON makes of tuples, as tuples again."""
+    return tuple(_hashable(item) for item in value) if isinstance(value, list) else value

@@ -11,6 +11,7 @@ Under ``jit`` the masks fuse with the elementwise operations around them.
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from spp_jax.depthwise import depthwise_conv
 from spp_jax.padded import Padded
 from spp_jax.pooling import spatial_pyramid_pool
 from spp_jax.pooling.bins import Level, normalize_levels, num_bins, rule_named, turned_bins
@@ -26,6 +28,7 @@ from spp_jax.pooling.reductions import Reduction, reduction_named
 __all__ = [
     "BatchNorm",
     "Conv",
+    "DepthwiseConv",
     "Dropout",
     "Geometry",
     "GroupNorm",
@@ -34,11 +37,14 @@ __all__ = [
     "SpatialPyramidPool",
 ]
 
+Padding: TypeAlias = int | Sequence[int | tuple[int, int]]
+"""Per spatial axis as much on both sides, or a pair (before, behind); an int means all axes."""
+
 
 class Conv(nnx.Conv):
     """A convolution over the true cells: `flax.nnx.Conv` with zeros around each image's own edge.
 
-    Sizes follow ``floor((size + 2*padding - extent) / stride) + 1``; a filler row stays one.
+    Sizes follow ``floor((size + before + behind - extent) / stride) + 1``; a filler row stays one.
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class Conv(nnx.Conv):
         kernel_size: int | Sequence[int],
         *,
         strides: int | Sequence[int] = 1,
-        padding: int | Sequence[int] | None = None,
+        padding: Padding | None = None,
         kernel_dilation: int | Sequence[int] = 1,
         rngs: nnx.Rngs,
         **options,
@@ -60,8 +66,8 @@ class Conv(nnx.Conv):
             out_features: channels out.
             kernel_size: cells per spatial axis; an int means two equal axes.
             strides: step per spatial axis.
-            padding: zeros on both sides of each spatial axis; None: ``(extent - 1) // 2``, where
-                ``extent = kernel_dilation * (kernel_size - 1) + 1``.
+            padding: zeros on both sides of each spatial axis, or pairs (before, behind); None:
+                ``(extent - 1) // 2``, where ``extent = kernel_dilation * (kernel_size - 1) + 1``.
             kernel_dilation: step between the cells that a kernel reads, per spatial axis.
             rngs: for the initial parameters.
             options: further options of `flax.nnx.Conv` (``use_bias``, ``dtype``, ...).
@@ -80,7 +86,7 @@ class Conv(nnx.Conv):
             out_features,
             kernel,
             self.geometry.strides,
-            padding=tuple((p, p) for p in self.geometry.padding),
+            padding=self.geometry.padding,
             kernel_dilation=dilation,
             rngs=rngs,
             **options,
@@ -107,6 +113,45 @@ class Conv(nnx.Conv):
         return nnx.merge(graph, jax.tree.map(turn, state))
 
 
+class DepthwiseConv(Conv):
+    """A convolution of each channel by itself over the true cells, fast on each backend.
+
+    Chollet 2017 (arXiv:1610.02357), section 2. Parameters and their paths are those of :class:`Conv` with as
+    many groups as channels, of two spatial axes.
+    """
+
+    def __init__(self, features: int, kernel_size: int | Sequence[int], *, rngs: nnx.Rngs, **options):
+        """Make the layer.
+
+        Args:
+            features: channels in, and out.
+            kernel_size: as :class:`Conv` takes it.
+            rngs: for the initial parameters.
+            options: further options of :class:`Conv`, but for dilations and groups.
+
+        Raises:
+            TypeError: one of those, or another number of spatial axes.
+        """
+        refused = options.keys() & {"kernel_dilation", "feature_group_count", "precision", "mask"}
+        if refused:
+            raise TypeError(f"DepthwiseConv: {min(refused)} is not an option of it")
+        if len(_per_axis(kernel_size, 2)) != 2:
+            raise TypeError(f"DepthwiseConv: kernel_size={kernel_size} is not of two spatial axes")
+        super().__init__(
+            features,
+            features,
+            kernel_size,
+            feature_group_count=features,
+            conv_general_dilated=_by_channel,
+            rngs=rngs,
+            **options,
+        )
+
+
+def _by_channel(images: jax.Array, kernel: jax.Array, strides, padding, **_) -> jax.Array:
+    return depthwise_conv(images, kernel[:, :, 0], strides=strides, padding=padding)
+
+
 class MaxPool(nnx.Module):
     """Sliding-window maximum over the true cells; the padding around an image never wins."""
 
@@ -115,14 +160,15 @@ class MaxPool(nnx.Module):
         window: int | Sequence[int],
         *,
         strides: int | Sequence[int] | None = None,
-        padding: int | Sequence[int] = 0,
+        padding: Padding = 0,
     ):
         """Make the layer.
 
         Args:
             window: cells per spatial axis; an int means two equal axes.
             strides: step per spatial axis; None: the window.
-            padding: cells of minus infinity on both sides, at most half the window.
+            padding: cells of minus infinity on both sides, or pairs (before, behind); at most half the
+                window.
 
         Raises:
             ValueError: a padding larger than half its window: a window could hold no cell.
@@ -131,7 +177,7 @@ class MaxPool(nnx.Module):
         self.geometry = Geometry(
             axes, axes if strides is None else _per_axis(strides, len(axes)), _padding(padding, axes)
         )
-        if any(2 * p > w for p, w in zip(self.geometry.padding, axes, strict=True)):
+        if any(2 * max(p) > w for p, w in zip(self.geometry.padding, axes, strict=True)):
             raise ValueError(f"MaxPool: padding {padding} is more than half the window {window}")
 
     def __call__(self, x: Padded) -> Padded:
@@ -148,7 +194,7 @@ class MaxPool(nnx.Module):
             lax.max,
             (1, *g.window, 1),
             (1, *g.strides, 1),
-            ((0, 0), *((p, p) for p in g.padding), (0, 0)),
+            ((0, 0), *g.padding, (0, 0)),
         )
         return dataclasses.replace(x, values=pooled, sizes=g.output_sizes(x.sizes))
 
@@ -160,16 +206,34 @@ class BatchNorm(nnx.BatchNorm):
     real. A batch without any real cell leaves the running statistics as they were.
     """
 
-    def __init__(self, num_features: int, *, momentum: float = 0.9, rngs: nnx.Rngs, **options):
-        """Make the layer; ``options`` are further ones of `flax.nnx.BatchNorm`."""
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        momentum: float = 0.9,
+        frozen: bool = False,
+        rngs: nnx.Rngs,
+        **options,
+    ):
+        """Make the layer.
+
+        Args:
+            num_features: channels.
+            momentum: decay of the running statistics.
+            frozen: normalise by the running statistics in training too, and leave them as they are.
+            rngs: for the initial parameters.
+            options: further options of `flax.nnx.BatchNorm`.
+        """
         super().__init__(num_features, momentum=momentum, use_fast_variance=False, rngs=rngs, **options)
+        self.frozen = frozen
 
     def __call__(self, x: Padded) -> Padded:  # pyright: ignore[reportIncompatibleMethodOverride]
         """``[batch, *spatial, num_features]``, the shape kept."""
         # Filled as well as masked: the gradient of the scale is a product with the values, and
         # 0 * NaN is NaN.
-        if self.use_running_average:
-            return dataclasses.replace(x, values=super().__call__(x.filled(0)))
+        if self.use_running_average or self.frozen:
+            values = super().__call__(x.filled(0), use_running_average=True)
+            return dataclasses.replace(x, values=values)
         mask = x.mask()
         any_real = mask.any()
         mean, var = self.mean[...], self.var[...]
@@ -279,12 +343,12 @@ class Geometry:
     Attributes:
         window: input cells that one output cell sees: its receptive field.
         strides: input cells from one output cell's window to the next one's.
-        padding: cells on both sides of the input.
+        padding: cells before and behind the input.
     """
 
     window: tuple[int, ...]
     strides: tuple[int, ...]
-    padding: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
 
     @property
     def offsets(self) -> tuple[float, ...]:
@@ -292,7 +356,7 @@ class Geometry:
 
         With :attr:`strides`, what :func:`spp_jax.boxes_to_windows` asks for.
         """
-        return tuple((w - 1) / 2 - p for w, p in zip(self.window, self.padding, strict=True))
+        return tuple((w - 1) / 2 - before for w, (before, _) in zip(self.window, self.padding, strict=True))
 
     def check_turnable(self, x: Padded, layer: nnx.Module) -> None:
         """Refuse a batch that may be turned where this geometry differs by axis."""
@@ -311,13 +375,14 @@ class Geometry:
         return Geometry(
             tuple(w + (v - 1) * s for (w, s, _), (v, _, _) in both),
             tuple(s * t for (_, s, _), (_, t, _) in both),
-            tuple(p + q * s for (_, s, p), (_, _, q) in both),
+            tuple((p[0] + q[0] * s, p[1] + q[1] * s) for (_, s, p), (_, _, q) in both),
         )
 
     def output_sizes(self, sizes: jax.Array) -> jax.Array:
         """True sizes after the operation; 0 where the input had none or the window does not fit."""
-        window, strides, padding = np.asarray((self.window, self.strides, self.padding), np.int32)
-        out = (sizes + 2 * padding - window) // strides + 1
+        padding = map(sum, self.padding)
+        window, strides, padding = np.asarray((self.window, self.strides, (*padding,)), np.int32)
+        out = (sizes + padding - window) // strides + 1
         return jnp.where(sizes > 0, jnp.maximum(out, 0), 0)
 
 
@@ -325,7 +390,8 @@ def _per_axis(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
     return (value,) * rank if isinstance(value, int) else tuple(value)
 
 
-def _padding(padding: int | Sequence[int] | None, window: tuple[int, ...]) -> tuple[int, ...]:
+def _padding(padding: Padding | None, window: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     if padding is None:
-        return tuple((w - 1) // 2 for w in window)
-    return _per_axis(padding, len(window))
+        padding = [(w - 1) // 2 for w in window]
+    axes = (padding,) * len(window) if isinstance(padding, int) else padding
+    return tuple((axis, axis) if isinstance(axis, int) else (axis[0], axis[1]) for axis in axes)

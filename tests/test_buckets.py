@@ -140,6 +140,88 @@ def test_real_sizes_pad_no_more_than_measured(most, waste, shared):
     assert both.waste(sizes, counts) <= shared
 
 
+def cost_of_finite(sizes, shapes, price, step, either):
+    """Of these shapes, worked out image by image: pixels, filler rows, steps and compilations."""
+    groups = {}
+    for size in sizes:
+        options = [(np.prod(shape), shape, False) for shape in shapes if (size <= shape).all()]
+        options += [(np.prod(s), s, True) for s in shapes if either and (size[::-1] <= s).all()]
+        if not options:
+            return math.inf
+        _, shape, turned = min(options)  # as it is, where it fits so
+        groups.setdefault(shape, [0, 0])[turned] += 1
+    total = 0.0
+    for shape, counts in groups.items():
+        area, room = int(np.prod(shape)), max(step // int(np.prod(shape)), 1)
+        total += price + min(
+            sum(math.ceil(n / rows) * (rows * area + step / 16) for n in counts)
+            for rows in range(1, room + 1)
+        )
+    return total
+
+
+@pytest.mark.parametrize("either", [False, True])
+@pytest.mark.parametrize(("step", "price"), [(2000, 0), (2000, 700), (500, 300)])
+def test_a_finite_plan_is_the_best_that_brute_force_finds_or_near(step, price, either):
+    rng = np.random.default_rng(0)
+    ratios = []
+    for _ in range(10):
+        sizes = rng.integers(4, 30, (4, 2))[rng.integers(0, 4, 9)]
+        plan = plan_buckets(
+            sizes,
+            2,
+            multiple=1,
+            compilation_price=price,
+            pixels_per_step=step,
+            both_orientations=either,
+            finite=True,
+        )
+        found = cost_of_finite(sizes, plan.shapes, price, step, either)
+        sides = np.sort(sizes, axis=1) if either else sizes
+        corners = list(itertools.product(*(sorted(set(axis)) for axis in sides.T.tolist())))
+        corners = [c for c in corners if not either or c[0] <= c[1]]
+        plans = (p for most in (1, 2) for p in itertools.combinations(corners, most))
+        ratios.append(found / min(cost_of_finite(sizes, p, price, step, either) for p in plans))
+        rows = sum(
+            math.ceil(n / bucket.batch_size) * (bucket.pixels + step / 16)
+            for n, bucket in _batches(plan, sizes)
+        )
+        assert rows + price * len(plan.buckets) == pytest.approx(found)  # its batch sizes are those counted
+        assert all(bucket.pixels <= max(step, np.prod(bucket.shape)) for bucket in plan.buckets)
+    assert min(ratios) >= 1 - 1e-9
+    assert np.mean(np.array(ratios) < 1 + 1e-9) >= 0.8
+    assert max(ratios) <= 1.1
+
+
+def _batches(plan, sizes):
+    """How many images lie each way in each bucket."""
+    homes = plan.assign(sizes)
+    turned = plan.turned(sizes, homes)
+    for number, bucket in enumerate(plan.buckets):
+        for lie in (False, True):
+            yield np.sum((homes == number) & (turned == lie)), bucket
+
+
+def test_few_images_get_few_buckets_and_many_get_many():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(100, 700, (3_000, 2))
+
+    def planned(n):
+        options = {"multiple": 32, "pixels_per_step": 10**6, "both_orientations": True, "finite": True}
+        return len(plan_buckets(sizes[:n], "auto", compilation_price=10**7, **options).buckets)
+
+    few, some, many = planned(20), planned(300), planned(3_000)
+    assert few <= 2 < some < many <= 32
+
+
+def test_batches_of_a_finite_collection_are_even():
+    sizes = [(10, 10)] * 10
+    plan = plan_buckets(sizes, 1, multiple=1, pixels_per_step=700, finite=True)
+    assert plan.buckets == (Bucket((10, 10), 5),)  # and not 7, and 3 with 4 rows of nothing
+    assert plan_buckets(sizes, 1, multiple=1, pixels_per_step=700).batch_sizes == (7,)
+    assert plan_buckets(sizes[:2], 1, multiple=1, pixels_per_step=700, finite=True).batch_sizes == (2,)
+
+
 class TestBothOrientations:
     """Buckets that lie across and hold upright images turned."""
 
@@ -260,6 +342,8 @@ def test_an_image_larger_than_every_bucket_is_an_explained_error():
         ([(0, 4)], {}, "at least 1 pixel: image 0"),
         ([(3.0, 4.0)], {}, "must be integers"),
         ([(3, 4)], {"max_buckets": 0}, "max_buckets=0"),
+        ([(3, 4)], {"max_buckets": "auto"}, "max_buckets='auto' needs a compilation_price"),
+        ([(3, 4)], {"max_buckets": "few"}, "max_buckets=few must be an integer"),
         ([(3, 4)], {"multiple": 0}, "multiple=0"),
         ([(3, 4)], {"pixels_per_step": 0}, "pixels_per_step=0"),
         ([(3, 4)], {"batch_multiple": 0}, "batch_multiple=0"),

@@ -24,6 +24,7 @@ from spp_jax.checkpoints import Checkpoints
 from spp_jax.cli import evaluate, train
 from spp_jax.config import RunConfig
 from spp_jax.data.records import Records, split_records
+from spp_jax.run import job, programs
 from spp_jax.run.journal import read_journal
 
 RECORDS = noise_records()
@@ -46,7 +47,7 @@ def cache(compiled_once):
 
 @pytest.fixture(autouse=True)
 def noise_dataset(monkeypatch):
-    monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (RECORDS, {}))
+    monkeypatch.setitem(spp_jax.data.DATASETS._entries, "noise", lambda *_: (RECORDS, {}))
 
 
 @pytest.fixture
@@ -68,11 +69,11 @@ def call(cache, capsys):
 def trained(cache, tmp_path_factory):
     """The folder of a run of two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    spp_jax.data._DATASETS["noise"] = lambda *_: (RECORDS, {})
+    spp_jax.data.DATASETS._entries["noise"] = lambda *_: (RECORDS, {})
     try:
         status = train.main([*QUICK, "--epochs", "2", "--out", str(folder), "--cache-dir", str(cache)])
     finally:
-        del spp_jax.data._DATASETS["noise"]
+        del spp_jax.data.DATASETS._entries["noise"]
     assert status == 0
     return folder
 
@@ -121,7 +122,7 @@ class TestTrain:
         assert "data:" not in said  # what is not given is taken from the run
 
     def test_resume_refuses_other_records(self, trained, call, monkeypatch):
-        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (noise_records(seed=1), {}))
+        monkeypatch.setitem(spp_jax.data.DATASETS._entries, "noise", lambda *_: (noise_records(seed=1), {}))
         status, _, said = call(train, "--resume", "--out", trained)
         assert status == 2
         assert "the data set has changed since" in said
@@ -159,11 +160,11 @@ class TestTrain:
         status, _, error = call(train, *arguments)
         assert status == 2
         assert said in error
-        assert error.startswith(f"train.py: --plan {tmp_path / 'plan.json'}: ")
+        assert error.startswith(f"spp-jax train: --plan {tmp_path / 'plan.json'}: ")
         assert error.count("\n") == 1
 
     def test_buckets_that_do_not_fit_the_memory_are_named_before_training(self, call, tmp_path, monkeypatch):
-        monkeypatch.setattr(train, "device_memory", lambda device: 2**20)
+        monkeypatch.setattr(programs, "device_memory", lambda device: 2**20)
         status, _, said = call(train, *QUICK, "--out", tmp_path / "run")
         assert status == 2
         assert "these do not fit the memory of 1 MiB of cpu: step, bucket " in said
@@ -185,7 +186,7 @@ class TestTrain:
             return bad.get(index) or RECORDS.photo(index)
 
         records = dataclasses.replace(RECORDS, photo=photo)
-        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (records, {}))
+        monkeypatch.setitem(spp_jax.data.DATASETS._entries, "noise", lambda *_: (records, {}))
         status, _, said = call(train, *QUICK, "--epochs", 1, "--out", tmp_path / "run")
         assert status == 3
         assert "skipped 2 photographs" in said
@@ -203,7 +204,7 @@ class TestTrain:
 
     def test_a_run_stops_when_more_than_the_allowed_share_cannot_be_read(self, call, tmp_path, monkeypatch):
         records = dataclasses.replace(RECORDS, photo=lambda i: b"text" if i < 4 else RECORDS.photo(i))
-        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (records, {}))
+        monkeypatch.setitem(spp_jax.data.DATASETS._entries, "noise", lambda *_: (records, {}))
         arguments = [*QUICK, "--epochs", 1, "--out", tmp_path / "run"]
         status, _, said = call(train, *arguments, "--max-failed", 0.05)
         assert status == 1
@@ -212,7 +213,7 @@ class TestTrain:
             assert checkpoints.latest_step() is not None
         unread = dataclasses.replace(RECORDS, sizes=RECORDS.sizes * (np.arange(40) >= 3)[:, None])
         reasons = dict.fromkeys(RECORDS.ids[:3], "?")
-        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (unread, reasons))
+        monkeypatch.setitem(spp_jax.data.DATASETS._entries, "noise", lambda *_: (unread, reasons))
         status, _, said = call(train, *QUICK, "--out", tmp_path / "other", "--max-failed", 0.05)
         assert status == 1
         assert "skipped noise-002: ?" in said
@@ -253,7 +254,7 @@ class TestTrain:
         arguments = [*QUICK, "--epochs", 2, "--warmup", 0.99, "--learning-rate", 1e30, "--clip-norm", 1e30]
         status, _, said = call(train, *arguments, "--out", tmp_path / "run")
         assert status == 1
-        assert "train.py: the loss of step" in said
+        assert "spp-jax train: the loss of step" in said
         assert "noise-0" in said
         assert "lower --learning-rate" in said
         with Checkpoints(tmp_path / "run") as checkpoints:
@@ -297,7 +298,7 @@ class TestTrain:
             time.sleep(10)
 
         before = signal.getsignal(signal.SIGTERM)
-        monkeypatch.setattr(train, "load_dataset", stop)
+        monkeypatch.setattr(job, "load_dataset", stop)
         status, _, said = call(train, *QUICK, "--out", tmp_path / "run")
         assert status == 75
         assert "interrupted; if anything was saved" in said
@@ -314,7 +315,7 @@ class TestTrain:
             return RECORDS.photo(i)
 
         counting = dataclasses.replace(RECORDS, photo=photo)
-        monkeypatch.setitem(spp_jax.data._DATASETS, "noise", lambda *_: (counting, {}))
+        monkeypatch.setitem(spp_jax.data.DATASETS._entries, "noise", lambda *_: (counting, {}))
         arguments = [*QUICK, "--epochs", 2, "--keep-mib", mib, "--out", tmp_path / "run"]
         assert call(train, *arguments)[0] == 0
         jax.tree.map(
@@ -363,35 +364,35 @@ class TestTrain:
         finally:
             subprocess.run(["umount", disk], check=True)
         assert status == 1
-        assert re.search("train.py: .*Read-only file system", said)
+        assert re.search("spp-jax train: .*Read-only file system", said)
         assert "compiled for" not in said  # said before the work is done
 
     def test_a_folder_that_cannot_be_written_is_said_in_a_line(self, call, tmp_path):
         (tmp_path / "file").write_text("not a folder")
         status, _, said = call(train, *QUICK, "--out", tmp_path / "file" / "run")
         assert status == 1
-        assert "train.py: " in said
+        assert "spp-jax train: " in said
         assert "Traceback" not in said
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
-            (["--data", "nosuch"], "--data nosuch: unknown; known are ava, distorted_photos, folder"),
+            (["--data", "nosuch"], "--data 'nosuch' is unknown; known are ava, "),
             (
                 [*QUICK, "--loss", "nosuch"],
-                "--loss nosuch: unknown; known are cross_entropy, emd, good, huber",
+                "--loss 'nosuch' is unknown; known are ",
             ),
-            ([*QUICK, "--loss", "emd"], "--loss emd: needs a data set with votes"),
+            ([*QUICK, "--loss", "emd"], "--loss emd needs a data set with votes"),
             (
                 [*QUICK, "--freeze", "none"],
                 "--freeze none: no parameter's path is like that; there are body/",
             ),
             ([*QUICK, "--coordinator", "a:1"], "give --coordinator, --processes and --process-id together"),
             ([*QUICK, "--model", "nosuch"], "model 'nosuch' is unknown; known are alexnet, compact"),
-            ([*QUICK, "--levels", "0"], "--levels (0,): must be one or more integers >= 1"),
+            ([*QUICK, "--levels", "0"], "--levels must be one or more integers >= 1, not (0,)"),
             ([*QUICK, "--levels", "-1"], "--levels"),
             ([*QUICK, "--fold", "9"], "fold 9 is unknown: folds numbers them 0 to 4"),
-            ([*QUICK, "--epochs", "0"], "--epochs 0: must be at least 1"),
+            ([*QUICK, "--epochs", "0"], "--epochs must be at least 1, not 0"),
             ([*QUICK, "--epochs", "many"], "many"),
             (["--nosuch"], "nosuch"),
             (["--resume"], "holds no checkpoint of a run"),
@@ -427,7 +428,7 @@ class TestEvaluate:
         names = tuple(photographs)
         sizes, zeros = np.array([p.shape[:2] for p in photographs.values()]), np.zeros(len(names), np.float32)
         everything = Records(names, sizes, list(photographs.values()).__getitem__, zeros, zeros > 0, names)
-        with Checkpoints(Path(evaluate.__file__).parent / "checkpoints" / "compact") as checkpoints:
+        with Checkpoints(Path(__file__).parents[1] / "checkpoints" / "compact") as checkpoints:
             config = checkpoints.about().config
         held_out = split_records(everything, "test", config.protocol, config.fold).ids
         assert len(held_out) == 3
@@ -464,6 +465,22 @@ class TestEvaluate:
         )
         assert status == 0
         assert json.loads((tmp_path / "m.json").read_text())["count"] > 20
+
+    def test_another_protocol_begins_with_its_first_split(self, trained, call, tmp_path):
+        """A judge trained on fold 2 of the folds: there is but one official split."""
+        shutil.copytree(trained, run := tmp_path / "run")
+        for about in (run / "checkpoints").glob("*/about/metadata"):
+            fields = json.loads(about.read_text())
+            fields["config"]["fold"] = 2
+            del fields["config"]["refuse_seconds"]  # as older ones lack it
+            about.write_text(json.dumps(fields))
+        for number in range(3):
+            (tmp_path / f"{number}.png").write_bytes(RECORDS.photo(number))
+        (tmp_path / "scores.csv").write_text("file,score,split\n0.png,1,train\n1.png,1,test\n2.png,0,test\n")
+        given = ["--checkpoint", run, "--data", "folder", "--data-dir", tmp_path, "--protocol", "official"]
+        status, printed, _ = call(evaluate, *given)
+        assert status == 0
+        assert printed.startswith("folder, test, official, fold 0\n")
 
     def test_figures_of_another_fold_do_not_replace_those_of_the_test_part(self, trained, call):
         before = (trained / "metrics.json").read_text()
@@ -502,12 +519,56 @@ class TestEvaluate:
         assert "4 photographs skipped" in said
         assert json.loads((tmp_path / "scores.json").read_text())[str(tmp_path / "text.jpg")] is None
 
+    def test_folders_as_they_are_cost_none_of_their_photographs(self, trained, call, tmp_path):
+        album = tmp_path / "album"
+        for name in ("a.png", "@eaDir/a.png", "._a.png", ".trash/b.png"):
+            (album / name).parent.mkdir(parents=True, exist_ok=True)
+            (album / name).write_bytes(RECORDS.photo(0))
+        for name in ("b.ICO", "c.psd", "d.psd", "e.NEF"):
+            (album / name).write_bytes(b"FUJIFILMCCD-RAW" if name == "e.NEF" else b"")
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "good.png").write_bytes(RECORDS.photo(1))
+        photos = [tmp_path / name for name in ("album", "empty", "good.png")]
+        status, printed, said = call(evaluate, "--checkpoint", trained, "--photos", *photos)
+        assert status == 3
+        assert [line.split()[1] for line in printed.splitlines()] == [
+            str(album / "a.png"),
+            str(tmp_path / "good.png"),
+        ]
+        assert "not read, by ending: 2 .psd, 1 .ico\n" in said
+        assert f"passed over: 3 hidden or system entries, such as {album / '._a.png'}\n" in said
+        assert f"skipped {tmp_path / 'empty'}: is a folder without any picture" in said
+        assert f"skipped {album / 'e.NEF'}: is a camera's raw file" in said
+        assert "2 photographs skipped" in said
+
+    def test_a_name_forges_no_line(self, trained, call, tmp_path):
+        for name, content in (("\n0.999  best.png", RECORDS.photo(0)), ("\x1b[2J\u202egnp.png", b"text")):
+            (tmp_path / name).write_bytes(content)
+        status, printed, said = call(evaluate, "--checkpoint", trained, "--photos", tmp_path)
+        assert status == 3
+        assert printed.count("\n") == 1
+        assert printed.endswith("\\x0a0.999  best.png\n")
+        assert "\\x1b[2J\\u202egnp.png: is no picture" in said
+        assert "\x1b" not in said
+
+    def test_limits_of_scoring_are_options(self, trained, call, tmp_path):
+        (tmp_path / "a.png").write_bytes(RECORDS.photo(0))
+        with (tmp_path / "long").open("wb") as file:
+            file.write(b"\xff\xd8\xff")
+            file.truncate(10**9)
+        given = ["--checkpoint", trained, "--photos", tmp_path]
+        assert "more than 10" in call(evaluate, *given, "--refuse-pixels", 10)[2]
+        long = call(evaluate, *given, tmp_path / "long", "--refuse-seconds", "0.1")[2]
+        assert "long: takes more than 0.1 seconds of processor time to read" in long
+        assert call(evaluate, *given, "--refuse-seconds", "-1")[0] == 2
+        assert call(evaluate, *given, "--refuse-seconds", "9")[0] == 0
+
     @pytest.mark.parametrize(
         ("arguments", "said"),
         [
             ([], "give either --data NAME or --photos PATH"),
             (["--data", "noise", "--photos", "a.jpg"], "give either"),
-            (["--data", "nosuch"], "--data nosuch: unknown"),
+            (["--data", "nosuch"], "--data 'nosuch' is unknown"),
             (
                 ["--data", "noise", "--split", "dev"],
                 "--split dev: unknown; known are train, validation, test",
@@ -532,7 +593,7 @@ class TestEvaluate:
             (tmp_path / "checkpoints" / "7" / "weights.bin").write_bytes(b"foreign")
         status, _, error = call(evaluate, "--checkpoint", tmp_path, "--data", "noise")
         assert status == 2
-        assert "evaluate.py: " in error
+        assert "spp-jax evaluate: " in error
         assert "Traceback" not in error
 
 
@@ -557,7 +618,11 @@ def test_a_damaged_checkpoint_is_said_in_a_line_by_both_programs_and_left_as_it_
     ):
         status, _, said = call(program, *arguments, folder)
         assert status == 2
-        (line,) = [line for line in said.splitlines() if line.startswith(f"{program.__name__}.py: ")]
+        (line,) = [
+            line
+            for line in said.splitlines()
+            if line.startswith(f"spp-jax {program.__name__.rpartition('.')[2]}: ")
+        ]
         assert str(latest) in line
         assert ("cannot be restored" if damage == "truncated" else "another model: model/") in line
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
@@ -575,7 +640,7 @@ del sys.modules["torch"]
 from conftest import noise_records
 import spp_jax.data
 from spp_jax.cli import train
-spp_jax.data._DATASETS["noise"] = lambda *_: (noise_records(), {})
+spp_jax.data.DATASETS._entries["noise"] = lambda *_: (noise_records(), {})
 sys.exit(train.main(sys.argv[1:]))
 """
     STEPS = 150
@@ -662,7 +727,7 @@ from conftest import noise_records
 import spp_jax.data
 from spp_jax.cli import train
 from spp_jax.testing import count_compilations
-spp_jax.data._DATASETS["noise"] = lambda *_: (noise_records(840, distinct=True), {})
+spp_jax.data.DATASETS._entries["noise"] = lambda *_: (noise_records(840, distinct=True), {})
 events = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **_: events.update([event.rsplit("/", 1)[-1]]))
 with count_compilations() as count:

@@ -214,13 +214,13 @@ from spp_jax import plan_buckets
 from spp_jax.compilation import data_mesh, replicated
 from spp_jax.config import RunConfig
 from spp_jax.data.schedule import Schedule
-from spp_jax.training import create_training, fit, step_executables
+from spp_jax.training import configured_training, fit, step_executables
 records, config, mesh = noise_records(), RunConfig(buckets=2, pixels_per_step=20_000), data_mesh()
 assert mesh.size == devices
 plan = plan_buckets(records.sizes, **config.bucketing)
 assert devices == 1 or any(bucket.batch_size % devices for bucket in plan.buckets)
 schedule = Schedule(records.sizes, plan, seed=0, flip=True)
-recipe, state = create_training(config, 10, schedule.mean_batch)
+recipe, state = configured_training(config, 10, schedule.mean_batch)
 state = jax.device_put(state, replicated(mesh))
 step = step_executables(recipe, state, mesh)
 losses = []

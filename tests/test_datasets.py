@@ -14,11 +14,12 @@ from conftest import Cloud
 from PIL import Image
 
 from spp_jax.addresses import path_at
-from spp_jax.config import Decoding, UsageError
-from spp_jax.data import list_datasets, load_dataset
+from spp_jax.config import Decoding
+from spp_jax.data import list_datasets, load_dataset, scanning
 from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import decode
 from spp_jax.data.records import split_records
+from spp_jax.errors import UsageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 20, 3), np.uint8)
 
@@ -93,7 +94,68 @@ def savoias(folder: Path) -> None:
     (folder / "scores.csv").write_text("file,score,category\na.jpg,0.2,scenes\nb.png,0.9,objects\n")
 
 
+def biq2021(folder: Path) -> None:
+    """As released: blanks in the names, two empty columns in one table alone, a score below 0."""
+    tables = {
+        "Train": ("ss01 (12).jpg,0.1931,,", "ss03 (7088).jpg,0.8165,,"),
+        "Test": ("ss02 (4).jpg,-0.0047",),
+    }
+    for number, (part, rows) in enumerate(tables.items()):
+        heading = "Image Name,MOS" + ",," * (part == "Train")
+        (folder / f"{part} (Images and MOS).csv").write_text("\n".join([heading, *rows]) + "\n")
+        for place, row in enumerate(rows):
+            save(folder / "Images" / row.split(",")[0], number + 2 * place)
+
+
+OASIS = (
+    '"","Theme","Category","Source","Valence_mean","Valence_SD","Valence_N","Arousal_mean","Arousal_SD",'
+    '"Arousal_N"\n'
+    '"I1","Acorns 1 ","Object","Pixabay",4.685,1.2,101,2.347,1.5,95\n'
+    '"I59","Beach 1","Scene","Pixabay",6.375,0.9,101,4.739,1.8,95\n'
+    '"I15","Angry face 1","Person","Pixabay",3.389,0.9,101,3.261,1.8,95\n'
+    '"I67","Bear 1","Animal","Pixabay",5.149,0.9,101,3.343,1.8,95\n'
+)
+BEAUTY = (
+    "item,beauty_mean,Theme,Category,Valence_mean,Arousal_mean,beauty_SD,N,subset,women_beauty_mean,"
+    "men_beauty_mean,gender_diff_beauty,,\n"
+    "1,4.86,Acorns1,Object,4.69,2.35,1.48,140,subset2,4.81,4.91,-0.10,,\n"
+    "15,3.39,Angryface1,Person,3.39,3.26,1.70,104,subset4,3.55,3.76,-0.21,,\n"
+    "59,6.43,Beach1,Scene,6.37,4.74,1.01,145,subset3,5.43,4.30,1.13,,6\n"
+)
+
+
+def oasis(folder: Path) -> None:
+    """A theme with a blank at its end, one with none in its file's name, and one without beauty ratings."""
+    (folder / "OASIS.csv").write_text(OASIS)
+    (folder / "means_per_image.csv").write_text(BEAUTY)
+    for number, name in enumerate(("Acorns 1", "Beach1", "Angry face 1", "Bear 1")):
+        save(folder / "images" / f"{name}.jpg", number)
+
+
+def vessel(folder: Path) -> None:
+    rows = ["are,aep_001.jpg,2.929824561403509", "ari,aip_001.jpg,4.549019607843137", "art,art_001.jpg,3.6"]
+    rows += ["fac,F.a.01.jpg,2.2833333333333337", "lsc,eqlsc001.jpg,5.722222222222222"]
+    table = "\n".join(["image_type,image_name,rating", *rows]) + "\n"
+    (folder / "vessel_means_per_image.csv").write_text(table)
+    for number, row in enumerate((*rows[:2], rows[4])):  # of paintings and faces none is needed
+        save(folder / "images" / row.split(",")[1], number)
+
+
 EXPECTED = {
+    "biq2021": {
+        "ss01 (12).jpg": (0.1931, False, "ss01 (12).jpg"),
+        "ss02 (4).jpg": (0.0, False, "ss02 (4).jpg"),
+        "ss03 (7088).jpg": (0.8165, True, "ss03 (7088).jpg"),
+    },
+    "oasis": {
+        "Acorns1": (3.86 / 6, True, "Acorns1"),
+        "Beach1": (5.43 / 6, True, "Beach1"),
+    },
+    "vessel": {
+        "aep_001.jpg": (0.3216374, False, "aep_001.jpg"),
+        "aip_001.jpg": (0.5915033, True, "aip_001.jpg"),
+        "eqlsc001.jpg": (0.7870370, True, "eqlsc001.jpg"),
+    },
     "live_iqa": {
         "fastfading/img1.bmp": (0.0, False, "ref2.bmp"),
         "gblur/img1.bmp": (0.3, False, "ref1.bmp"),
@@ -124,6 +186,7 @@ EXPECTED = {
     },
 }
 MAKE = {"live_iqa": live_iqa, "live_wild": live_wild, "koniq10k": koniq10k, "ava": ava, "savoias": savoias}
+MAKE |= {"biq2021": biq2021, "oasis": oasis, "vessel": vessel}
 
 
 @pytest.fixture
@@ -137,9 +200,9 @@ def download(tmp_path):
     return download
 
 
-def load(name: str, data_dir: Path, decoding: Decoding = Decoding()):  # noqa: B008
+def load(name: str, data_dir: Path, decoding: Decoding = Decoding(), **options):  # noqa: B008
     said = []
-    return (*load_dataset(name, data_dir, decoding, say=said.append), said)
+    return (*load_dataset(name, data_dir, decoding, say=said.append, **options), said)
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -167,18 +230,83 @@ def test_scores_groups_sizes_and_pictures_are_the_sources(name, download, tmp_pa
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "categories"),
+    [
+        ("biq2021", ("gallery", "taken for it", "from the web")),
+        ("oasis", ("object", "scene")),
+        ("vessel", ("exterior", "interior", "landscape")),
+        ("savoias", ("objects", "scenes")),
+        ("live_iqa", ("fastfading", "gblur", "jp2k", "jpeg", "wn")),
+        ("live_wild", ()),
+    ],
+)
+def test_categories_are_the_sources_kinds(name, categories, download, tmp_path):
+    download(name)
+    records, _, _ = load(name, tmp_path)
+    assert records.categories == categories
+    assert records.take([1]).categories == categories[1:2]
+
+
+def test_the_official_split_of_biq2021_is_its_two_tables(download, tmp_path):
+    folder = download("biq2021")
+    records, _, _ = load("biq2021", tmp_path)
+    assert records.splits == ("train", "test", "train")
+    for part in ("Train", "Test"):  # as an earlier release has them
+        (folder / f"{part} (Images and MOS).csv").rename(folder / f"{part}.csv")
+    assert load("biq2021", tmp_path)[0].digest() == records.digest()
+
+
+def test_what_else_people_said_of_oasis_are_further_labels(download, tmp_path):
+    download("oasis")
+    records, _, _ = load("oasis", tmp_path)
+    assert records.attributes == ("beauty",)
+    np.testing.assert_allclose(records.labels["valence"], [3.685 / 6, 5.375 / 6], rtol=1e-5)
+    np.testing.assert_allclose(records.labels["arousal"], [1.347 / 6, 3.739 / 6], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "line", "said"),
+    [
+        ("biq2021", "Test (Images and MOS).csv", "ss02 (5).jpg,good", "line 3: the MOS 'good' is no number"),
+        ("biq2021", "Test (Images and MOS).csv", "ss02 (5).jpg", "line 3: cut short"),
+        (
+            "oasis",
+            "OASIS.csv",
+            '"I9","Beach 1","Scene","",7.3,1,1,3,1,1',
+            "line 6: '7.3' is no mean of marks",
+        ),
+        ("oasis", "means_per_image.csv", "60,,Beach2,Scene", "line 5: '' is no mean of marks of 1 to 7"),
+        ("vessel", "vessel_means_per_image.csv", "lsc,eqlsc002.jpg,0.5", "line 7: '0.5' is no mean of marks"),
+    ],
+)
+def test_a_broken_line_of_a_table_is_named(name, table, line, said, download, tmp_path):
+    folder = download(name)
+    with (folder / table).open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UsageError, match=re.escape(f"{folder / table}, {said}")):
+        load(name, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "table"), [("biq2021", "Test (Images and MOS).csv"), ("oasis", "OASIS.csv")]
+)
+def test_a_table_of_other_columns_is_not_the_data_sets(name, table, download, tmp_path):
+    (download(name) / table).write_text("a,b\n1,2\n")
+    with pytest.raises(UsageError, match=r"has no column .*: it is not the data set's file"):
+        load(name, tmp_path)
+
+
 def test_votes_and_official_splits_are_the_sources(download, tmp_path):
     download("koniq10k")
     records, _, _ = load("koniq10k", tmp_path)
-    assert records.histograms is not None
-    assert records.histograms[2].tolist() == [0, 0.5, 0.5, 0, 0]
+    assert records.labels["votes"][2].tolist() == [0, 0.5, 0.5, 0, 0]
     assert records.splits == ("train", "train", "validation", "test")
     assert split_records(records, "test", "official", 0).ids == ("3.jpg",)
     download("ava")
     records, _, _ = load("ava", tmp_path)
-    assert records.histograms is not None
-    assert records.histograms.shape == (4, 10)
-    np.testing.assert_allclose(records.histograms.sum(axis=1), 1, rtol=1e-6)
+    assert records.labels["votes"].shape == (4, 10)
+    np.testing.assert_allclose(records.labels["votes"].sum(axis=1), 1, rtol=1e-6)
     assert split_records(records, "test", "official", 0).ids == ("953958",)
     held = [split_records(records, split, "official", 0).ids for split in ("train", "validation")]
     assert sorted(held[0] + held[1]) == ["953619", "954113", "954184"]
@@ -203,6 +331,11 @@ def test_votes_and_official_splits_are_the_sources(download, tmp_path):
         ("ava", "AVA.txt", "AVA.txt is missing"),
         ("ava", "images/953619.jpg", "complete the download"),
         ("savoias", "scores.csv", "scores.csv is missing"),
+        ("biq2021", "Test (Images and MOS).csv", r"Test \(Images and MOS\)\.csv or Test\.csv is missing"),
+        ("biq2021", "Images", "Images is missing in"),
+        ("oasis", "means_per_image.csv", "means_per_image.csv is missing"),
+        ("oasis", "images/Beach1.jpg", "1 of 2 pictures are missing in .*, such as images/Beach1.jpg"),
+        ("vessel", "images", "images or vessel is missing in"),
     ],
 )
 def test_a_partial_download_names_what_is_missing_and_where(name, gone, said, download, tmp_path):
@@ -247,7 +380,7 @@ def test_a_broken_line_of_koniq_is_named(counts, download, tmp_path):
     folder = download("koniq10k")
     with (folder / "koniq10k_scores_and_distributions.csv").open("a") as file:
         file.write(f"0.jpg,{counts}\n")
-    with pytest.raises(UsageError, match=r"distributions\.csv, line 6: c1 to c5 are no counts of votes"):
+    with pytest.raises(UsageError, match=r"distributions\.csv, line 6: (c1 to c5 are no counts|cut short)"):
         load("koniq10k", tmp_path)
 
 
@@ -322,6 +455,32 @@ class TestFolder:
         assert records.groups == ("g0", "g1")
         assert records.splits == ("train", "test")
 
+    def test_categories_and_columns_of_numbers_are_kept(self, folder):
+        further = (("0.25", "sea,.5,1"), ("0.75", "sea,,x"), ("", "hill,1,"))
+        rows = [f"in here/ph oto-é{i}.png,{score},{rest}" for i, (score, rest) in enumerate(further)]
+        self.write(folder, "\n".join(["file,score,category,colour,note", *rows]))
+        records, _, _ = load("folder", folder)
+        assert records.categories == ("sea", "sea", "hill")
+        assert set(records.labels) == {"colour"}  # a note is none
+        np.testing.assert_array_equal(records.labels["colour"], np.array([0.5, np.nan, 1], np.float32))
+        np.testing.assert_array_equal(records.scores, np.array([0.25, 0.75, np.nan], np.float32))
+        assert records.groups == records.ids  # a category is no group
+
+    def test_labels_may_have_a_decimal_comma_and_columns_that_are_there_twice_are_none(self, folder):
+        self.write(folder, "file;score;a;b;b\nin here/ph oto-é0.png;0,5;,25;1;1\n")
+        records, _, _ = load("folder", folder)
+        assert set(records.labels) == {"a"}
+        assert records.labels["a"].tolist() == [0.25]
+
+    def test_without_a_score_column_others_are_judged(self, folder):
+        self.write(folder, "file,a,b\nin here/ph oto-é0.png,0.5,1\nin here/ph oto-é1.png,0,7\n")
+        records, _, _ = load("folder", folder)
+        assert records.judged_by(["a"]).scores.tolist() == [0.5, 0]
+        with pytest.raises(ValueError, match=r"the b of in here/ph oto-é1\.png is 7, not in 0 to 1: scale"):
+            records.judged_by(["a", "b"])
+        with pytest.raises(ValueError, match="needs score, which no picture has; there are labels a, b"):
+            records.labelled(("score",))
+
     def test_an_edited_table_or_picture_is_seen(self, folder):
         self.write(folder, self.GOOD)
         load("folder", folder)
@@ -334,7 +493,8 @@ class TestFolder:
     @pytest.mark.parametrize(
         ("lines", "said"),
         [
-            (["file,points", "a.png,1"], "line 1: no column 'score'; expected file,score"),
+            (["file,points", "a.png,x"], "line 1: no column 'score'; expected file,score"),
+            (["file,score", "a.png,0.1", "b.png,"], "line 3: the score '' is no number"),
             (["file,score", "a.png,high"], "line 2: the score 'high' is no number"),
             (["file,score", "a.png,0.1", "b.png,nan"], "line 3: the score nan is not in 0 to 1"),
             (["file,score", "a.png,7"], "line 2: the score 7 is not in 0 to 1; scale"),
@@ -368,6 +528,129 @@ class TestFolder:
             "gone.png": "scores.csv, line 4: there is no such file",
             "broken.png": "scores.csv, line 5: is no picture in a format that can be read",
         }
+
+    @pytest.mark.parametrize("name", ["/etc/hostname", "../a.png", "x/../../a.png"])
+    def test_a_file_outside_is_refused_with_its_line_and_the_option(self, folder, name):
+        self.write(folder, self.GOOD + f"{name},0.5\n")
+        with pytest.raises(UsageError, match=r"line 4: .* lies outside the folder; --outside-files allows"):
+            load("folder", folder)
+        records, _, _ = load("folder", folder, outside_files=True)
+        assert len(records) == 3
+
+    @pytest.mark.parametrize("of", ["file", "folder"])
+    def test_a_link_that_leaves_the_folder_is_refused_unless_allowed(self, folder, tmp_path_factory, of):
+        elsewhere = tmp_path_factory.mktemp("elsewhere")
+        save(elsewhere / "x.png", 7)
+        (folder / "l").symlink_to(elsewhere if of == "folder" else elsewhere / "x.png")
+        self.write(folder, self.GOOD + ("l/x.png,0.5\n" if of == "folder" else "l,0.5\n"))
+        with pytest.raises(UsageError, match=r"line 4: l.* leads out of the folder; --outside-files"):
+            load("folder", folder)
+        records, skipped, _ = load("folder", folder, outside_files=True)
+        assert len(records) == 3
+        assert not skipped
+        (folder / "inner").symlink_to("in here")
+        self.write(folder, "file,score\ninner/ph oto-é0.png,0.5\n")
+        assert not load("folder", folder)[1]
+
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("file,score,score\na.png,0.1,0.2\n", "line 1: there are 2 columns 'score'"),
+            ("file,score,File\na.png,0.1,b.png\n", "line 1: there are 2 columns 'file'"),
+            ("file,points\na.png,one\n", "line 1: no column 'score'; .* found 'file,points'"),
+            ("file.score\n", "line 1: no column 'file'; .* found 'file.score'"),
+            ("fi\x1ble,score\na.png,1\n", r"found 'fi\\\\x1ble,score'"),
+        ],
+    )
+    def test_a_heading_that_cannot_be_understood_is_shown(self, folder, text, line):
+        self.write(folder, text)
+        with pytest.raises(UsageError, match=line):
+            load("folder", folder)
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "file;score\nin here/ph oto-é0.png;0,75\n",
+            "file\tscore\nin here/ph oto-é0.png\t.75\n",
+            " File , SCORE\nin here/ph oto-é0.png , 0.75\n",
+            "\n\nfile,score\nin here\\ph oto-é0.png,0.75\n",
+            "file,score\nIN HERE/Ph oto-É0.PNG,0.75\n",
+            "file,score\nin here/ph oto-e\u03010.png,0.75\n",
+            'note;file;score\n"a, b";"in here\\ph oto-e\u03010.png";"0,75"\n',
+        ],
+    )
+    def test_tables_as_other_programs_write_them_are_understood(self, folder, text):
+        self.write(folder, text)
+        records, skipped, said = load("folder", folder)
+        assert not skipped
+        assert records.ids == ("in here/ph oto-é0.png",)
+        assert records.groups == records.ids
+        assert records.scores.tolist() == [0.75]
+        assert len(said) == ("ph oto-é0.png" not in text or "\\" in text)
+
+    def test_names_with_blanks_and_odd_characters_are_found(self, folder):
+        names = [" a.png", "b.png ", "c\u2028d.png", "e\u202ef.png", "g,h.png", "i\\j.png"]
+        for number, name in enumerate(names):
+            save(folder / name, number, format="PNG")
+        self.write(folder, "file,score\n" + "".join(f'"{name}",0.5\n' for name in names))
+        records, skipped, said = load("folder", folder)
+        assert not skipped
+        assert not said
+        assert records.ids == tuple(sorted(names))
+
+    def test_what_could_be_several_files_is_none(self, folder):
+        for name in ("A.png", "a.png"):
+            save(folder / name, 0)
+        self.write(folder, "file,score\na.PNG,0.5\n")
+        assert load("folder", folder)[1] == {"a.PNG": "scores.csv, line 2: there is no such file"}
+
+    def test_two_names_of_one_file_are_refused(self, folder):
+        self.write(folder, self.GOOD + "in here\\ph oto-é0.png,0.5\n")
+        with pytest.raises(UsageError, match=r"line 4: .*é0\.png is on line 3 already"):
+            load("folder", folder)
+
+    def test_equal_files_are_one_group_and_contradictions_are_told(self, folder):
+        for name in ("x.png", "y.png"):
+            shutil.copy(folder / "in here" / "ph oto-é1.png", folder / name)
+        lines = ["x.png,0.25,p,train", "y.png,0.5,q,test", "in here/ph oto-é1.png,0.25,r,train"]
+        lines += ["in here/ph oto-é0.png,0.5,q,test", "in here/ph oto-é2.png,0.5,s,test"]
+        self.write(folder, "file,score,group,split\n" + "\n".join(lines))
+        for _ in ("read", "remembered"):
+            records, _, said = load("folder", folder)
+            by_name = dict(zip(records.ids, records.groups, strict=True))
+            assert len({by_name[name] for name in ("x.png", "y.png", "in here/ph oto-é1.png")}) == 1
+            assert by_name["in here/ph oto-é0.png"] == by_name["y.png"]  # of its group before
+            assert by_name["in here/ph oto-é2.png"] == "s"
+            assert said == [
+                "3 pictures are copies, of 1 different; copies are of one group",
+                "scores.csv: 1 of these files have several scores: in here/ph oto-é1.png (line 4): 0.25; "
+                "x.png (line 2): 0.25; y.png (line 3): 0.5",
+                "scores.csv: 1 of these files have several parts of the official split: "
+                "in here/ph oto-é1.png (line 4): train; x.png (line 2): train; y.png (line 3): test",
+            ]
+        save(folder / "y.png", 9, (13, 20))
+        assert load("folder", folder)[2][0].startswith("2 pictures are copies")
+
+    def test_look_alikes_are_one_group_where_asked_for(self, folder):
+        pytest.importorskip("imagehash")
+        rng = np.random.default_rng(0)
+        for number in range(6):
+            coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8))
+            picture = coarse.resize((160, 120), Image.Resampling.BICUBIC)
+            picture.save(folder / f"{number}.png")
+            picture.resize((120, 90)).save(folder / f"{number}.jpg", quality=60)
+        names = [f"{number}.{ending}" for number in range(6) for ending in ("png", "jpg")]
+        self.write(folder, "file,score\n" + "".join(f"{name},0.5\n" for name in names))
+        assert len(set(load("folder", folder)[0].groups)) == 12
+        for _ in ("seen", "remembered"):
+            records, _, _ = load("folder", folder, near_duplicates=True)
+            groups = dict(zip(records.ids, records.groups, strict=True))
+            assert len(set(groups.values())) == 6
+            assert all(groups[f"{number}.png"] == groups[f"{number}.jpg"] for number in range(6))
+
+    def test_its_options_are_refused_of_other_data_sets(self, tmp_path):
+        with pytest.raises(UsageError, match="near_duplicates is for the data set folder, not for ava"):
+            load("ava", tmp_path, near_duplicates=True)
 
     def test_may_lie_at_an_address(self, folder, bucket):
         self.write(folder, self.GOOD)
@@ -432,9 +715,9 @@ class TestScanning:
     def test_a_second_scan_opens_only_what_is_new(self, folder, monkeypatch):
         first, _, _ = load("folder", folder)
         opened = []
-        real = Image.open
+        real = scanning.photo_size
         monkeypatch.setattr(
-            Image, "open", lambda file, **options: (opened.append(str(file)), real(file, **options))[1]
+            scanning, "photo_size", lambda path, *how: (opened.append(str(path)), real(path, *how))[1]
         )
         second, _, _ = load("folder", folder)
         assert not opened

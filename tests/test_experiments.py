@@ -15,8 +15,8 @@ from conftest import noise_records, png
 from flax import nnx
 
 from spp_jax import BucketPlan, pad_batch, plan_buckets
-from spp_jax.cli import train
-from spp_jax.config import UsageError
+from spp_jax.cli import program
+from spp_jax.errors import UsageError
 from spp_jax.metrics import agreement
 
 pytest.importorskip("sklearn")
@@ -124,15 +124,15 @@ sys.exit(whole_image._each_on_a_core(runs, options, tqdm(disable=True)))
             time.sleep(0.05)
         time.sleep(0.5)
         os.killpg(first.pid, signal.SIGINT)  # as a terminal does
-        assert first.wait(60) == train.INTERRUPTED
+        assert first.wait(60) == program.INTERRUPTED
         assert (tmp_path / "d/slow/0/saved").is_file()
-        assert subprocess.run(command, env=environment).returncode == train.DONE
+        assert subprocess.run(command, env=environment).returncode == program.DONE
         assert (tmp_path / "d/slow/0/starts").read_text() == "xx"
         for name in ("d/quick/0", "d/quick/1"):
             assert (tmp_path / name / "starts").read_text().count("x") == 1
             assert json.loads((tmp_path / name / "figures.json").read_text()) == {}
 
-    @pytest.mark.parametrize("status", [train.DONE, train.FAILED])
+    @pytest.mark.parametrize("status", [program.DONE, program.FAILED])
     def test_a_square_begins_when_the_whole_picture_of_its_seed_has_ended_well(self, tmp_path, status):
         (tmp_path / "run.py").write_text(
             f"STATUS = {status}"
@@ -155,7 +155,7 @@ if STATUS:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         assert subprocess.run(command, env=environment, timeout=120).returncode == status
         assert (tmp_path / "d/whole/0/started").is_file()
-        assert (tmp_path / "d/warp/0/started").is_file() == (status == train.DONE)
+        assert (tmp_path / "d/warp/0/started").is_file() == (status == program.DONE)
 
 
 def test_runs_of_other_constants_are_not_taken_for_these(tmp_path):

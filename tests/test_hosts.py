@@ -32,14 +32,14 @@ jax.config.update("jax_enable_x64", wide)
 from flax import nnx
 from conftest import noise_records
 import spp_jax.data, spp_jax.models, train
-spp_jax.data._DATASETS["noise"] = lambda *_: (noise_records(), {})
+spp_jax.data.DATASETS._entries["noise"] = lambda *_: (noise_records(), {})
 if wide:  # parameters too
     make = spp_jax.models.compact
     def compact(**options):
         model = make(**options)
         nnx.update(model, jax.tree.map(lambda x: x.astype("float64"), nnx.state(model)))
         return model
-    spp_jax.models._MODELS["compact"] = compact
+    spp_jax.models.MODELS._entries["compact"] = compact
 sys.exit(train.main(sys.argv[3:]))
 """
 QUICK = ["--data", "noise", "--buckets", "2", "--pixels-per-step", "20000", "--batch-multiple", "8"]

@@ -8,7 +8,16 @@ from flax import nnx
 from jax import lax
 
 from spp_jax import Padded, pad_batch
-from spp_jax.layers import BatchNorm, Conv, Dropout, GroupNorm, MaxPool, SpatialPyramidPool
+from spp_jax.layers import (
+    BatchNorm,
+    Conv,
+    DepthwiseConv,
+    Dropout,
+    Geometry,
+    GroupNorm,
+    MaxPool,
+    SpatialPyramidPool,
+)
 from spp_jax.testing import (
     assert_padding_exact,
     lone_tensors,
@@ -25,6 +34,10 @@ def conv(**options):
     return Conv(3, 4, options.pop("kernel_size", 3), rngs=nnx.Rngs(0), **options)
 
 
+def depthwise(**options):
+    return DepthwiseConv(3, options.pop("kernel_size", 3), rngs=nnx.Rngs(0), **options)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
@@ -35,7 +48,12 @@ def conv(**options):
         conv(padding=0),
         conv(padding=2, strides=3),
         conv(kernel_dilation=2, padding=2),
+        conv(strides=2, padding=((0, 2), (1, 0))),
+        depthwise(),
+        depthwise(kernel_size=5, strides=2, padding=((1, 3), (1, 3)), use_bias=False),
+        depthwise(kernel_size=(2, 3), strides=(3, 2), padding=0),
         MaxPool(2),
+        MaxPool(3, strides=2, padding=((0, 1), (1, 0))),
         MaxPool(3, strides=2, padding=1),
         MaxPool((3, 1), strides=1),
         BatchNorm(3, rngs=nnx.Rngs(0), use_running_average=True),
@@ -61,6 +79,9 @@ def test_on_a_padded_batch_gives_what_it_gives_on_each_image_alone(layer):
         conv(strides=2),
         conv(kernel_size=5, padding=0, feature_group_count=1),
         conv(kernel_dilation=2, padding=2),
+        conv(strides=2, padding=((0, 2), (0, 2))),
+        depthwise(strides=2, padding=((0, 2), (0, 2))),
+        depthwise(kernel_size=5),
         MaxPool(3, strides=2, padding=1),
         BatchNorm(3, rngs=nnx.Rngs(0), use_running_average=True),
         GroupNorm(3, group_size=3, rngs=nnx.Rngs(0)),
@@ -83,6 +104,8 @@ def test_on_a_turned_batch_gives_the_same_turned(layer):
     [
         conv(kernel_size=(1, 5)),
         conv(strides=(4, 2)),
+        conv(padding=((0, 2), (1, 1))),
+        depthwise(kernel_size=(3, 1)),
         MaxPool((3, 1), strides=1),
         SpatialPyramidPool((1, (2, 3))),
     ],
@@ -111,7 +134,7 @@ def lone_conv(layer: Conv, image: np.ndarray) -> jax.Array:
         jnp.asarray(image[None]),
         layer.kernel[...],
         g.strides,
-        [(p, p) for p in g.padding],
+        g.padding,
         rhs_dilation=layer.kernel_dilation,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
@@ -126,6 +149,7 @@ def lone_conv(layer: Conv, image: np.ndarray) -> jax.Array:
         {"padding": 0},
         {"kernel_size": 5, "strides": 3},
         {"kernel_dilation": 3, "padding": 1},
+        {"strides": 2, "padding": ((0, 2), (2, 1))},
     ],
 )
 def test_true_sizes_follow_the_convolution_of_the_image_alone(options):
@@ -139,6 +163,24 @@ def test_true_sizes_follow_the_convolution_of_the_image_alone(options):
         assert tuple(out.sizes[row].tolist()) == expected.shape[:2]
         cells = out.values[(row, *map(slice, expected.shape[:2]))]
         np.testing.assert_allclose(cells, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_chain_of_uneven_paddings_is_one_geometry():
+    same = Geometry((3, 5), (2, 2), ((0, 2), (1, 3)))  # of TensorFlow's SAME, as sizes are halved upwards
+    chain = same.then(same)
+    assert chain == Geometry((7, 13), (4, 4), ((0, 6), (3, 9)))
+    sizes = jnp.array([[1, 9], [8, 16], [31, 33]])
+    np.testing.assert_array_equal(chain.output_sizes(sizes), -(-sizes // 4))
+    np.testing.assert_array_equal(same.output_sizes(same.output_sizes(sizes)), -(-sizes // 4))
+    assert same.offsets == (1.0, 1.0)
+    assert chain.offsets == (3.0, 3.0)
+
+
+def test_a_depthwise_layer_refuses_what_it_does_not_do():
+    with pytest.raises(TypeError, match="DepthwiseConv: kernel_dilation is not an option"):
+        depthwise(kernel_dilation=2)
+    with pytest.raises(TypeError, match="two spatial axes"):
+        depthwise(kernel_size=(3,))
 
 
 def test_sizes_of_filler_rows_and_of_images_too_small_become_0():

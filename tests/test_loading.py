@@ -12,7 +12,8 @@ from spp_jax.config import Decoding
 from spp_jax.data import loading
 from spp_jax.data.decoding import decode
 from spp_jax.data.loading import abstract_batch, load_batches
-from spp_jax.data.schedule import Schedule, at_scale, in_order
+from spp_jax.data.records import Pairs
+from spp_jax.data.schedule import Schedule, at_scale, in_order, pair_sizes
 
 RECORDS = noise_records()
 PLAN = plan_buckets(RECORDS.sizes, 3, pixels_per_step=20_000)
@@ -173,3 +174,67 @@ def test_pictures_are_scaled_down_as_the_records_decoding_says():
         assert not failed
         assert (batch.images.sizes.prod(axis=1) <= 600).all()
         assert batch.images.sizes[: len(spec.rows)].tolist() == records.sizes[list(spec.rows)].tolist()
+
+
+class TestLabels:
+    """Whatever the records have, row by row."""
+
+    BOXES = np.random.default_rng(0).integers(0, 99, (len(RECORDS), 2, 4))
+    PAIRS = Pairs(np.array([[0, 1], [7, 3], [2, 0], [9, 8]]), np.array([1, 0.2, 0.6, 0.5], np.float32))
+
+    @pytest.fixture
+    def records(self):
+        scores = np.stack([RECORDS.scores, np.where(RECORDS.good, np.nan, 0.5)], axis=1).astype(np.float32)
+        return dataclasses.replace(
+            RECORDS,
+            scores=scores,
+            good=scores >= 0.5,
+            attributes=("one", "other"),
+            labels={"boxes": self.BOXES},
+            pairs=self.PAIRS,
+        )
+
+    def test_any_shape_and_dtype_reaches_its_rows(self, records):
+        plan = plan_buckets(records.sizes, 3, pixels_per_step=20_000)
+        mesh = data_mesh(jax.devices()[:1])
+        for spec, batch, _ in load_batches(records, in_order(records.sizes, plan)):
+            expected = abstract_batch(spec.bucket, mesh, records)
+            assert jax.tree.map(lambda x: (x.shape, x.dtype), batch) == jax.tree.map(
+                lambda x: (x.shape, x.dtype), expected
+            )
+            rows = list(spec.rows)
+            np.testing.assert_array_equal(batch.labels["boxes"][: len(rows)], self.BOXES[rows])
+            np.testing.assert_array_equal(batch.scores[: len(rows)], records.scores[rows])
+            assert not np.asarray(batch.labels["boxes"])[len(rows) :].any()
+            assert np.isnan(batch.labels["preferred"]).all()  # none of these batches is of pairs
+            assert batch.labels["partner"].tolist() == list(range(len(batch.weights)))
+
+    def test_rows_of_pairs_know_their_partner_and_its_share(self, records):
+        sizes = pair_sizes(records.sizes, records.pair_rows)
+        plan = plan_buckets(sizes, 3, pixels_per_step=20_000, batch_multiple=2)
+        specs = in_order(records.sizes, plan, pairs=records.pair_rows)
+        bad = dataclasses.replace(records, photo=lambda i: b"" if i == 3 else records.photo(i))
+        seen = 0
+        for spec, batch, failed in load_batches(bad, specs):
+            for row, pair in [(2 * i + side, pair) for i, pair in enumerate(spec.pairs) for side in (0, 1)]:
+                if row in [spec.rows.index(index) for index in failed]:
+                    assert batch.weights[row] == 0
+                    assert np.isnan(batch.labels["preferred"][row])
+                    continue
+                seen += 1
+                share = self.PAIRS.shares[pair]
+                assert batch.labels["partner"][row] == row ^ 1
+                assert batch.labels["preferred"][row] == (1 - share if row % 2 else share)
+        assert seen == 7
+
+    def test_the_shares_of_two_hosts_are_the_batch_of_one(self, records):
+        plan = plan_buckets(
+            pair_sizes(records.sizes, records.pair_rows), 3, pixels_per_step=20_000, batch_multiple=2
+        )
+        specs = in_order(records.sizes, plan, pairs=records.pair_rows)
+        shares = [list(load_batches(records, specs, devices=2, host=host, hosts=2)) for host in (0, 1)]
+        for (_, whole, _), (_, one, _), (_, two, _) in zip(
+            load_batches(records, specs, devices=2), *shares, strict=True
+        ):
+            together = jax.tree.map(lambda a, b: np.concatenate([a, b]) if a.ndim else a, one, two)
+            jax.tree.map(np.testing.assert_array_equal, together, whole)

@@ -16,17 +16,22 @@ from spp_jax.config import RunConfig
 from spp_jax.data.loading import Batch
 from spp_jax.models.weights import flat_names, from_torchvision, take_variables
 from spp_jax.testing import padded_tensors, relative_errors
-from spp_jax.training import create_training, train_step
+from spp_jax.training import configured_training, train_step
 
 PUBLISHED = {  # parameters of the convolutional part; of the ResNets all but their last layer
     "alexnet": 2_469_696,
+    "efficientnet_lite0": 4_652_008 - 1_281_000,
+    "efficientnet_lite1": 5_416_680 - 1_281_000,
+    "efficientnet_lite2": 6_092_072 - 1_281_000,
     "mna": 14_714_688,
     "resnet18": 11_689_512 - 513_000,
     "resnet50": 25_557_032 - 2_049_000,
     "vgg16": 14_714_688,
     "zf5": 3_726_464,
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) if name != "alexnet" else name for name in PUBLISHED]
+TORCHVISION = [name for name in PUBLISHED if not name.startswith("efficientnet")]  # those: test_efficientnet
+ONE_OF_A_FAMILY = [*TORCHVISION, "efficientnet_lite0"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) if name != "alexnet" else name for name in ONE_OF_A_FAMILY]
 
 
 @functools.cache
@@ -46,7 +51,14 @@ def test_the_body_has_as_many_parameters_as_published(name):
 
 @pytest.mark.parametrize(
     ("name", "cells"),
-    {"alexnet": 13, "zf5": 13, "vgg16": 14, "resnet18": 7, "compact": 28}.items(),  # resnet50: as resnet18
+    {
+        "alexnet": 13,
+        "zf5": 13,
+        "vgg16": 14,
+        "resnet18": 7,
+        "compact": 28,
+        "efficientnet_lite0": 7,
+    }.items(),  # resnet50: as resnet18
 )
 def test_on_224_pixels_the_last_map_is_as_published(name, cells):
     def last(model, pixels):
@@ -58,7 +70,10 @@ def test_on_224_pixels_the_last_map_is_as_published(name, cells):
     assert geometry.output_sizes(jnp.array([[224, 224]])).tolist() == [[cells, cells]]
 
 
-@pytest.mark.parametrize("name", sorted({*list_models()} - {"resnet50"}))  # which has resnet18's maps
+@pytest.mark.parametrize(
+    "name",
+    sorted({*list_models(), "efficientnet_lite0"} - {"resnet50", "efficientnet_lite1", "efficientnet_lite2"}),
+)  # of a family's maps
 def test_min_size_is_the_smallest_that_leaves_every_map_a_cell(name):
     model = abstract(name)
 
@@ -136,7 +151,7 @@ def with_paths(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", TORCHVISION)
 def test_padded_it_gives_what_torch_gives_on_each_of_20_pictures_alone(name):
     reduce = "mean" if name.startswith("resnet") else "max"
     model = create_model(name, outputs=2, hidden=(6, 5), rngs=nnx.Rngs(0))
@@ -156,14 +171,14 @@ def test_padded_it_gives_what_torch_gives_on_each_of_20_pictures_alone(name):
 def narrow_heads(monkeypatch):
     """Making and moving a hundred million weights of 4,096 units takes longer than all else of a step."""
     for name in ("alexnet", "mna", "vgg16", "zf5"):
-        narrow = functools.partial(spp_jax.models._MODELS[name], hidden=(64, 64))
-        monkeypatch.setitem(spp_jax.models._MODELS, name, narrow)
+        narrow = functools.partial(spp_jax.models.MODELS[name], hidden=(64, 64))
+        monkeypatch.setitem(spp_jax.models.MODELS._entries, name, narrow)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", SLOW)
 def test_it_trains_a_step(name, dtype, narrow_heads):
-    recipe, state = create_training(
+    recipe, state = configured_training(
         RunConfig(model=name, dtype=dtype, warmup=0, remat=(name, dtype) == ("resnet18", "bfloat16")), 10, 2.0
     )
     rng = np.random.default_rng(0)
@@ -175,7 +190,6 @@ def test_it_trains_a_step(name, dtype, narrow_heads):
         scores=jnp.array([0.1, 0.9]),
         good=jnp.array([False, True]),
         weights=jnp.ones(2),
-        histograms=None,
     )
     before = jax.tree.map(np.asarray, state.params)
     after, metrics = jax.jit(train_step, static_argnums=0, donate_argnums=1)(recipe, state, batch)

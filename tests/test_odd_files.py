@@ -171,9 +171,10 @@ def test_scoring_them_all_names_each_that_has_no_score(corpus):
     model.head.logits.kernel[...] = np.random.default_rng(0).normal(size=(64, 1)).astype(np.float32)
     scorer = Scorer(model, RunConfig(buckets=3, max_pixels=40_000))
     scores = scorer.score(corpus)
-    assert len(scores) == len(corpus)
+    reasons = {place: reason for place, _, reason in scorer.stream(corpus)}
+    assert len(scores) == len(reasons) == len(corpus)
     for place, path in enumerate(corpus):
-        assert np.isnan(scores[place]) == (place in scorer.skipped), path
+        assert np.isnan(scores[place]) == bool(reasons[place]), path
     upright = [score for path, score in zip(corpus, scores, strict=True) if "orientation-" in path.name]
     assert len(upright) == 25
     assert len(set(upright)) == 1  # to the bit: the same pixels

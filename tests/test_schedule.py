@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spp_jax import plan_buckets
-from spp_jax.data.schedule import Schedule, at_scale, in_order
+from spp_jax.data.schedule import Schedule, at_scale, in_order, pair_sizes
 
 SIZES = np.random.default_rng(0).integers(20, 200, (103, 2))
 PLAN = plan_buckets(SIZES, 4, pixels_per_step=100_000)
@@ -124,3 +124,70 @@ class TestScales:
     def test_none_is_scaled_below_the_smallest_that_is_taken(self):
         sizes = np.array([[20, 100], [40, 100]])
         assert at_scale(sizes, 0.5, (16, 16)).tolist() == [[20, 100], [20, 50]]
+
+
+class TestPairs:
+    """Both pictures of a pair in one batch."""
+
+    PAIRS = np.random.default_rng(1).permutation(103)[:60].reshape(30, 2)
+    PAIRS = np.concatenate([PAIRS, [[PAIRS[0, 0], PAIRS[1, 1]]]])  # a picture may be in several
+
+    @pytest.fixture(params=[False, True], ids=["upright", "either way"])
+    def paired(self, request):
+        plan = plan_buckets(
+            pair_sizes(SIZES, self.PAIRS),
+            4,
+            pixels_per_step=150_000,
+            batch_multiple=2,
+            both_orientations=request.param,
+        )
+        return Schedule(SIZES, plan, seed=3, flip=True, pairs=self.PAIRS)
+
+    def test_an_epoch_sees_every_pair_once_and_every_other_picture_once(self, paired):
+        for epoch in range(2):
+            specs = list(paired.steps(paired.first_step(epoch), paired.first_step(epoch + 1)))
+            pairs = [number for spec in specs for number in spec.pairs]
+            assert sorted(pairs) == list(range(31))
+            alone = [row for spec in specs if not spec.pairs for row in spec.rows]
+            assert sorted(alone) == sorted(set(range(103)) - set(self.PAIRS.ravel()))
+            for spec in specs:
+                assert len(spec.rows) <= spec.bucket.batch_size
+                if spec.pairs:
+                    assert list(spec.rows) == self.PAIRS[list(spec.pairs)].ravel().tolist()
+                shape = spec.bucket.shape[::-1] if spec.turned else spec.bucket.shape
+                assert (SIZES[list(spec.rows)] <= shape).all()
+
+    def test_pairs_are_drawn_anew_each_epoch(self, paired):
+        orders = [
+            [n for spec in paired.steps(paired.first_step(e), paired.first_step(e + 1)) for n in spec.pairs]
+            for e in range(2)
+        ]
+        assert orders[0] != orders[1]
+        assert paired[5] == list(paired.steps(0, 9))[5]
+
+    def test_both_of_a_pair_are_seen_at_one_scale(self):
+        scales = (0.5, 1.0)
+        sizes = np.concatenate([pair_sizes(at_scale(SIZES, s, (8, 8)), self.PAIRS) for s in scales])
+        plan = plan_buckets(sizes, 4, pixels_per_step=150_000, batch_multiple=2)
+        schedule = Schedule(SIZES, plan, seed=3, flip=True, scales=scales, smallest=(8, 8), pairs=self.PAIRS)
+        seen = collections.Counter()
+        for spec in schedule.steps(0, schedule.first_step(2)):
+            whole = [size == tuple(SIZES[row]) for size, row in zip(spec.sizes, spec.rows, strict=True)]
+            for place, pair in enumerate(spec.pairs):
+                assert whole[2 * place] == whole[2 * place + 1]
+                seen[pair, whole[2 * place]] += 1
+        assert seen == {(pair, scale): 1 for pair in range(31) for scale in (True, False)}
+
+    def test_waste_counts_what_is_decoded_twice(self, paired):
+        specs = list(paired.steps(0, paired.first_step(1)))
+        true = sum(int(SIZES[list(spec.rows)].prod(axis=1).sum()) for spec in specs)
+        assert paired.waste == pytest.approx(1 - true / sum(spec.bucket.pixels for spec in specs))
+
+    def test_without_pairs_nothing_changes(self):
+        assert in_order(SIZES, PLAN, pairs=np.zeros((0, 2), int)) == in_order(SIZES, PLAN)
+        assert pair_sizes(SIZES, None) is SIZES
+
+    def test_batches_of_one_cannot_hold_pairs(self):
+        plan = plan_buckets(pair_sizes(SIZES, self.PAIRS), 2)  # of one picture each
+        with pytest.raises(ValueError, match="cannot hold pairs: plan with batch_multiple=2"):
+            in_order(SIZES, plan, pairs=self.PAIRS)

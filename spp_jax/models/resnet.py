@@ -86,7 +86,7 @@ class _Stem(nnx.Module):
     def __init__(self, **options):
         self.conv, self.norm = _conv(3, 64, 7, 2, **options), BatchNorm(64, **options)
         self.pool = MaxPool(3, strides=2, padding=1)
-        self.chain = (self.conv.geometry, self.pool.geometry)
+        self.chain, self.width = (self.conv.geometry, self.pool.geometry), self.conv.out_features
 
     def __call__(self, x: Padded) -> Padded:
         return self.pool(self.norm(self.conv(x)).map(nnx.relu))

@@ -1,8 +1,9 @@
 """`SPPNet`: a convolutional body, the pyramid in place of its last pool, a fully connected head."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,18 @@ from spp_jax.padded import Padded
 from spp_jax.pooling.bins import Level
 from spp_jax.pooling.reductions import Reduction
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Classifier", "ConvStage", "SPPNet", "Stage", "Stages"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "Classifier",
+    "ConvStage",
+    "LinearHead",
+    "Pyramid",
+    "SPPNet",
+    "Stage",
+    "Stages",
+    "Statistic",
+]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet's training pictures, RGB of 0 to 1: what torchvision's weights were trained with."""
@@ -25,13 +37,32 @@ class Stage(Protocol):
 
     Attributes:
         chain: its sliding operations, one after another, along its longest path.
+        width: the channels of its map.
     """
 
     chain: tuple[Geometry, ...]
+    width: int
 
     def __call__(self, x: Padded) -> Padded:
         """The part's map."""
         ...
+
+
+class Pyramid(NamedTuple):
+    """How the map of one stage goes to the head.
+
+    Attributes:
+        stage: of the body, by number; -1: the last.
+        levels: the pyramid over its map.
+        reduce: the reductions; each gives its own features.
+        power: of the pooled features, their sign kept: below 1 it evens out features that are zero here and
+            large there. 1: as they are.
+    """
+
+    stage: int = -1
+    levels: tuple[Level, ...] = (1, 2, 4)
+    reduce: tuple[Reduction, ...] = ("max",)
+    power: float = 1.0
 
 
 class Stages(nnx.Module):
@@ -64,19 +95,24 @@ class Stages(nnx.Module):
             for axis, (window, stride, padding) in enumerate(
                 zip(geometry.window, geometry.strides, geometry.padding, strict=True)
             ):
-                size[axis] = max(1, (size[axis] - 1) * stride + window - 2 * padding)
+                size[axis] = max(1, (size[axis] - 1) * stride + window - sum(padding))
                 strides[axis] *= stride
         height, width = map(max, size, strides)
         return height, width
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The channels of each map."""
+        return tuple(self.stages[number].width for number in self.maps)
+
     def __call__(self, x: Padded) -> tuple[Padded, ...]:
-        """The maps asked for, in the order of the stages."""
-        found = []
-        for number, stage in enumerate(self.stages):
+        """The maps asked for, in the order in which they were."""
+        found = {}
+        for number, stage in enumerate(self.stages[: max(self.maps) + 1]):
             x = nnx.remat(_run)(stage, x) if self.remat else stage(x)
             if number in self.maps:
-                found.append(x)
-        return tuple(found)
+                found[number] = x
+        return tuple(found[number] for number in self.maps)
 
 
 def _run(stage: Stage, x: Padded) -> Padded:
@@ -100,6 +136,7 @@ class ConvStage(nnx.Module):
         self.pool, self.convs, self.normalize = pool, nnx.List(convs), normalize
         pools = () if pool is None else (pool.geometry,)
         self.chain = (*pools, *(conv.geometry for conv in convs))
+        self.width = convs[-1].out_features
 
     def __call__(self, x: Padded) -> Padded:
         """``[batch, height, width, channels]`` to the map of the last convolution."""
@@ -160,11 +197,43 @@ class Classifier(nnx.Module):
         return x
 
 
+class Statistic(nnx.Variable):
+    """What was worked out from data once, and no step changes."""
+
+
+class LinearHead(nnx.Module):
+    """One linear layer over standardised features: what a fit in closed form gives.
+
+    ``((x - mean) * scale) @ kernel + bias``. It begins with mean 0 and scale 1, and with zeros for kernel and
+    bias, so with logits of 0. ::
+
+        head.mean[...], head.scale[...] = vectors.mean(0), 1 / vectors.std(0)
+        head.logits.kernel[...], head.logits.bias[...] = weights, bias
+
+    Attributes:
+        mean: float32 ``[features]``, no parameter.
+        scale: likewise: one over the deviation.
+        logits: the layer, of kernel ``[features, outputs]`` and bias ``[outputs]``.
+    """
+
+    def __init__(self, features: int, outputs: int, *, dtype: Dtype | None = None, rngs: nnx.Rngs):
+        """Make the head; ``dtype``: to compute in; None: what parameters and input promote to."""
+        self.mean, self.scale = Statistic(jnp.zeros(features)), Statistic(jnp.ones(features))
+        zeros = nnx.initializers.zeros_init()
+        self.logits = nnx.Linear(features, outputs, kernel_init=zeros, dtype=dtype, rngs=rngs)
+
+    def __call__(self, pooled: jax.Array) -> jax.Array:
+        """``[batch, bins, features]`` -> ``[batch, outputs]``."""
+        vector = pooled.reshape(pooled.shape[0], -1)
+        return self.logits((vector - self.mean[...]) * self.scale[...])
+
+
 class SPPNet(nnx.Module):
     """SPP-net (He et al. 2014, figure 1): the whole image in, a vector of fixed length to the head.
 
     Attributes:
         min_size: the smallest (height, width) it takes, in pixels.
+        num_features: how many numbers of each picture the head is given.
     """
 
     def __init__(
@@ -175,6 +244,7 @@ class SPPNet(nnx.Module):
         features: int,
         levels: Sequence[Level],
         reduce: Sequence[Reduction],
+        maps: Sequence[Pyramid] | None = None,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.25, 0.25, 0.25),
     ):
@@ -188,12 +258,37 @@ class SPPNet(nnx.Module):
             features: the channels that ``body`` gives, over all its maps.
             levels: the pyramid.
             reduce: the reductions of the pyramid; each gives its own features.
+            maps: instead of ``levels``, ``reduce`` and ``features``, a pyramid for each map that ``body``
+                gives. The head is then given all features as those of one bin.
             mean: RGB of 0 to 1, taken from each pixel.
             std: by which it is divided then.
         """
         self.body = body
-        self.pools = nnx.List(SpatialPyramidPool(levels, reduce=reduction) for reduction in reduce)
-        self.head: Any = head(self.pools[0].num_bins, len(self.pools) * features)
+        shared = Pyramid(-1, levels, tuple(reduce))  # pyright: ignore[reportArgumentType]  # checked by the pool
+        pyramids = [shared] if maps is None else [Pyramid(*pyramid) for pyramid in maps]
+        self.pools = nnx.List(
+            SpatialPyramidPool(pyramid.levels, reduce=reduction)
+            for pyramid in pyramids
+            for reduction in pyramid.reduce
+        )
+        # Of each map: which pools read it, and the power of what they give.
+        stops = itertools.accumulate(len(pyramid.reduce) for pyramid in pyramids)
+        self.reads = tuple(
+            (tuple(range(stop - len(pyramid.reduce), stop)), pyramid.power)
+            for pyramid, stop in zip(pyramids, stops, strict=True)
+        )
+        self.several = maps is not None
+        if maps is None:
+            bins, width = self.pools[0].num_bins, len(self.pools) * features
+        else:
+            bins = 1
+            width = sum(
+                channels * self.pools[number].num_bins
+                for channels, (pools, _) in zip(body.widths, self.reads, strict=True)
+                for number in pools
+            )
+        self.num_features = bins * width
+        self.head: Any = head(bins, width)
         self.min_size = body.min_size
         self.mean, self.std = tuple(mean), tuple(std)
 
@@ -226,6 +321,18 @@ class SPPNet(nnx.Module):
         Raises:
             ValueError: the array is no batch of RGB images, or smaller than :attr:`min_size`.
         """
+        return self.head(self._pooled(images))
+
+    def features(self, images: Padded | jax.Array) -> jax.Array:
+        """Images, as for a call, to what the head is given of each: ``[batch, num_features]``.
+
+        A probe fits its linear head on these.
+        """
+        pooled = self._pooled(images)
+        return pooled.reshape(pooled.shape[0], -1)
+
+    def _pooled(self, images: Padded | jax.Array) -> jax.Array:
+        """``[batch, bins, features]``; with pyramids of their own, all maps' in one bin."""
         if not isinstance(images, Padded):
             images = Padded.whole(jnp.asarray(images))
         shape = images.values.shape
@@ -237,8 +344,15 @@ class SPPNet(nnx.Module):
                 f"{self.min_size[0]}x{self.min_size[1]}"
             )
         maps = self.body(images.map(self._normalize))
-        pooled = [pool(features) for features in maps for pool in self.pools]
-        return self.head(jnp.concatenate(pooled, axis=-1))
+        if not self.several:
+            return jnp.concatenate([pool(features) for features in maps for pool in self.pools], axis=-1)
+        pooled = [
+            _power(self.pools[number](features), power)
+            for features, (pools, power) in zip(maps, self.reads, strict=True)
+            for number in pools
+        ]
+        vectors = [each.reshape(each.shape[0], 1, -1) for each in pooled]
+        return jnp.concatenate(vectors, axis=-1)
 
     def _normalize(self, pixels: jax.Array) -> jax.Array:
         """Pixels to about zero mean and unit variance: (x - mean) / std."""
@@ -247,3 +361,11 @@ class SPPNet(nnx.Module):
             pixels = pixels.astype(jnp.result_type(*(param.dtype for param in params))) / 255
         mean, std = (jnp.asarray(constant, pixels.dtype) for constant in (self.mean, self.std))
         return (pixels - mean) / std
+
+
+def _power(pooled: jax.Array, power: float) -> jax.Array:
+    """Of the magnitude, the sign kept; at 0 the value and, for every power but 1, the derivative is 0."""
+    if power == 1:
+        return pooled
+    zero = pooled == 0
+    return jnp.where(zero, 0, jnp.sign(pooled) * jnp.abs(jnp.where(zero, 1, pooled)) ** power)

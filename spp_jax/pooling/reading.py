@@ -34,6 +34,8 @@ _ROWS_A_STEP = 16  # gathered rows that one step of a CPU loop combines before i
 _LEFT_OVER = 0.045  # the share of a map that a TPU leaves to be written and read again between two axes
 _MOST_RESULTS = 16  # of one reduction there, as each takes time for every cell
 _CELLS_A_STEP = {1: (16,), 2: (4, 4), 3: (2, 2, 4)}  # of a window, along each axis of so many
+_OWN_CELLS_A_STEP = {1: (4,), 2: (2, 2), 3: (1, 2, 2)}  # the same by a combine of one's own
+_OWN_ROWS_A_STEP = 4  # by a combine of one's own: each more makes the program longer, and soon slower
 
 
 class _Segments(NamedTuple):
@@ -391,11 +393,16 @@ def gathered(monoid: Monoid) -> Callable:
     there is no mask. The loop's trip count is data, which keeps XLA from fusing across it. Its first
     step is taken outside, which saves the state one trip through memory.
     """
-    return _gathered(monoid, outside=1)
+    if monoid.selects or monoid.combine is lax.add:
+        return _gathered(monoid, outside=1)
+    return _gathered(monoid, outside=0, most=_OWN_ROWS_A_STEP)
 
 
-def _gathered(monoid: Monoid, *, outside: int) -> Callable:
-    """``outside``, 0 or 1: steps taken before the loop, which XLA may fuse with what makes the state."""
+def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Callable:
+    """``outside``, 0 or 1: steps taken before the loop, which XLA may fuse with what makes the state.
+
+    ``most``: rows of a step.
+    """
 
     def read(state, axis, segments):
         plan = segments.plan
@@ -403,7 +410,7 @@ def _gathered(monoid: Monoid, *, outside: int) -> Callable:
         flat = jax.tree.map(lambda leaf: _flattened(leaf, axis), state)
         shape = jax.tree.leaves(state)[0].shape
         rows = _Rows.of(shape, axis, *segments.long())
-        rows_a_step = _evenly(plan, shape[axis])
+        rows_a_step = _evenly(plan, shape[axis], most)
         steps = _steps(segments, rows_a_step)
 
         def gather(rows: _Rows, offset, count: int = 1) -> list[PyTree]:
@@ -440,6 +447,7 @@ def picked(monoid: Monoid) -> Callable:
     A window's own cells are all that is read, where reading axis by axis would read its rows to the edges of
     the map first. Segments and seams, which are short, have loops of their own.
     """
+    most = _CELLS_A_STEP if monoid.selects or monoid.combine is lax.add else _OWN_CELLS_A_STEP
 
     def read(state, segments):
         batch, *spatial, channels = jax.tree.leaves(state)[0].shape
@@ -487,7 +495,7 @@ def picked(monoid: Monoid) -> Callable:
             parts = [
                 of_rest([*grid, of_axis._replace(starts=starts, stops=stops)], [*cells_a_step, cells])
                 for (starts, stops), cells in (
-                    (of_axis.long(), _CELLS_A_STEP[len(segments)][axis]),
+                    (of_axis.long(), most[len(segments)][axis]),
                     *([(of_axis.seams(), 1)] if of_axis.plan.seams else []),
                 )
             ]
@@ -616,11 +624,11 @@ class _Rows(NamedTuple):
         return (self.start + offsets < self.stop)[..., None]
 
 
-def _evenly(plan: AxisPlan, extent: int) -> int:
+def _evenly(plan: AxisPlan, extent: int, most: int = _ROWS_A_STEP) -> int:
     """How many rows a step takes, so that the longest segment of a map without padding divides evenly."""
     starts, stops = plan.edges(np.array(extent, np.int32))
     longest = max(1, int((stops - starts)[: plan.segments].max()))
-    return -(-longest // -(-longest // _ROWS_A_STEP))
+    return -(-longest // -(-longest // most))
 
 
 def _steps(segments: _Segments, rows_a_step: int) -> jax.Array:

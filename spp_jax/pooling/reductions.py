@@ -18,6 +18,7 @@ from jax import lax
 __all__ = [
     "REDUCTIONS",
     "CellFunction",
+    "Deviation",
     "GeneralizedMean",
     "Max",
     "Mean",
@@ -151,6 +152,40 @@ class Mean(Monoid):
 
 
 @reduction
+class Deviation(Monoid):
+    """The standard deviation of the cells, over their number: 0 for a bin of one cell.
+
+    Counts, means and sums of squares about the mean are joined pair by pair, so that nothing cancels where
+    the mean is large against the deviation, as it does in ``mean(x**2) - mean(x)**2`` (Chan, Golub and
+    LeVeque 1983, "Algorithms for Computing the Sample Variance", equation 2.1). Where the deviation is 0,
+    so is its derivative.
+    """
+
+    def lift(self, cells):
+        """One cell: count 1, the cell as mean, no squares."""
+        return jnp.ones_like(cells), cells, jnp.zeros_like(cells)
+
+    @staticmethod
+    def combine(a, b):  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The pairwise update."""
+        (a_count, a_mean, a_squares), (b_count, b_mean, b_squares) = a, b
+        count = a_count + b_count
+        share = b_count / jnp.maximum(count, 1)
+        apart = b_mean - a_mean
+        return count, a_mean + apart * share, a_squares + b_squares + apart * apart * (a_count * share)
+
+    def identity(self, state):
+        """No cells."""
+        return jax.tree.map(lambda leaf: jnp.zeros((), leaf.dtype), state)
+
+    def finish(self, state, count):
+        """The root of the mean of the squares."""
+        squares = state[2] / count
+        flat = squares <= 0
+        return jnp.where(flat, 0, jnp.sqrt(jnp.where(flat, 1, squares)))
+
+
+@reduction
 class GeneralizedMean(Monoid):
     """``mean(max(x, 1e-6) ** power) ** (1 / power)``: the mean at power 1, the maximum at infinity.
 
@@ -198,6 +233,7 @@ class TopKMean:
 REDUCTIONS: dict[str, Monoid | CellFunction] = {
     "max": Max(),
     "mean": Mean(),
+    "deviation": Deviation(),
     "generalized_mean": GeneralizedMean(),
     "top_k_mean": TopKMean(),
 }

@@ -16,7 +16,8 @@ from PIL import Image
 
 from spp_jax.data.decoding import UnreadableError, decode
 from spp_jax.data.records import Records
-from spp_jax.metrics import agreement
+from spp_jax.metrics import Agreement
+from spp_jax.names import printable
 from spp_jax.run.journal import draw_curves
 
 __all__ = ["write_report"]
@@ -24,6 +25,7 @@ __all__ = ["write_report"]
 _SHOWN = 6  # pictures in a row
 _LONGEST = 192  # side of a thumbnail, in pixels
 _FIGURES = {"count": "pictures scored", "srcc": "SRCC", "plcc": "PLCC"}  # others by their own names
+_NUMBERS = ("count", "accuracy", "srcc", "plcc", "krcc", "auc")
 _HEAD = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -72,21 +74,25 @@ def write_report(
         lines: of a :class:`spp_jax.run.journal.Journal`.
         epochs_done: of a number of steps, as :func:`spp_jax.run.journal.draw_curves` takes it.
         records: the part that was scored; its labels may be NaN.
-        scores: float32 ``[n]`` in [0, 1], the model's, in the order of ``records``; NaN where a picture
-            could not be read.
+        scores: float32 in [0, 1], the model's, in the order and shape of those of ``records``; NaN where a
+            picture could not be read. Of several attributes the first is drawn and shown.
 
     Raises:
         ValueError: there is not one score for each record.
     """
     scores = np.asarray(scores, np.float64)
-    if scores.shape != (len(records),):
-        raise ValueError(f"scores {scores.shape} of {len(records)} records must be [{len(records)}]")
+    if scores.shape != records.scores.shape:
+        expected = list(records.scores.shape)
+        raise ValueError(f"scores {scores.shape} of {len(records)} records must be {expected}")
+    every, all_scores = records, scores
+    records = every.judged_by(every.attributes[:1])  # the first is drawn and shown
+    scores = all_scores.reshape(len(every), len(every.attributes))[:, 0]
     body = [
         _HEAD.format(title=html.escape(title)),
         f"<body>\n<h1>{html.escape(title)}</h1>\n",
         _table("facts", facts.items()),
         "<h2>Agreement with the labels</h2>\n",
-        _figures(records, scores),
+        _figures(every, all_scores),
         "<h2>Plots</h2>\n",
         _plots(lines, epochs_done, records, scores),
         _galleries(records, scores),
@@ -108,16 +114,19 @@ def _table(kind: str, rows: Iterable[tuple[str, str]]) -> str:
 
 def _figures(records: Records, scores: np.ndarray) -> str:
     """The figures of `spp_jax.metrics.agreement`, and its confusion table."""
-    unread = int(np.isnan(scores).sum())
+    unread = int(np.isnan(scores).all(axis=tuple(range(1, scores.ndim))).sum())
     rows = [("pictures without a score", f"{unread:,}")]
     if unread == len(scores):
         return _table("figures", rows) + "<p>No picture has a score.</p>\n"
-    found = agreement(scores, records.scores, records.good)
+    try:
+        found = records.agreement(scores)
+    except ValueError:
+        return _table("figures", rows) + "<p>No picture that has a score has a label.</p>\n"
     numbers: dict[str, Any] = found.to_dict()
-    numbers.pop("confusion")
-    for name, value in numbers.items():
-        text = "undefined" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
-        rows.append((_FIGURES.get(name, name), text))
+    rows += [(_FIGURES.get(name, name), _text(numbers[name])) for name in _NUMBERS]
+    for name, value in numbers.get("pairs", {}).items():
+        rows.append((f"pairs: {name}", _text(value)))
+    parts = _parts(found.rows()) if found.attributes or found.categories else ""
     confusion = [
         '<table class="confusion counts">\n<caption>Pictures, and their share of the row</caption>\n',
         '<tr><td></td><th scope="col">judged good</th><th scope="col">judged not good</th></tr>\n',
@@ -127,7 +136,22 @@ def _figures(records: Records, scores: np.ndarray) -> str:
         cells = (f"<td>{counts[judged]:,} ({_share(counts[judged], sum(counts))})</td>" for judged in (1, 0))
         name = "good" if truth else "not good"
         confusion.append(f'<tr><th scope="row">{name}</th>{"".join(cells)}</tr>\n')
-    return _table("figures", rows) + "".join(confusion) + "</table>\n"
+    return _table("figures", rows) + parts + "".join(confusion) + "</table>\n"
+
+
+def _parts(rows: dict[str, Agreement]) -> str:
+    """The figures of each attribute and category, a line each."""
+    heading = "".join(f'<th scope="col">{_FIGURES.get(name, name)}</th>' for name in _NUMBERS)
+    lines = [f"<tr><td></td>{heading}</tr>\n"]
+    for name, part in rows.items():
+        numbers = part.to_dict()
+        cells = "".join(f"<td>{_text(numbers[figure])}</td>" for figure in _NUMBERS)
+        lines.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>\n')
+    return f'<table class="parts counts">\n{"".join(lines)}</table>\n'
+
+
+def _text(value: float | int | None) -> str:
+    return "undefined" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def _share(count: int, total: int) -> str:
@@ -205,12 +229,12 @@ def _galleries(records: Records, scores: np.ndarray) -> str:
 
 def _figure(records: Records, i: int, score: float) -> str:
     """A thumbnail, or why there is none, over the picture's name, score and label."""
-    name = html.escape(records.ids[i])
+    name = html.escape(printable(records.ids[i]))
     label = "none" if np.isnan(records.scores[i]) else f"{records.scores[i]:.3f}"
     try:
         picture = Image.fromarray(decode(records.photo(i), records.decoding))
     except UnreadableError as error:
-        shown = f'<p class="unread">cannot be shown: {html.escape(str(error))}</p>'
+        shown = f'<p class="unread">cannot be shown: {html.escape(printable(error))}</p>'
     else:
         picture.thumbnail((_LONGEST, _LONGEST))  # never larger than it is
         file = io.BytesIO()
@@ -218,7 +242,7 @@ def _figure(records: Records, i: int, score: float) -> str:
         width, height = picture.size
         source = _data("image/jpeg", file.getvalue())
         shown = f'<img alt="{name}" width="{width}" height="{height}" src="{source}">'
-    caption = f"<b>{name}</b><br>score {score:.3f}, label {label}"
+    caption = f"<b><bdi>{name}</bdi></b><br>score {score:.3f}, label {label}"
     return f"<figure>\n{shown}\n<figcaption>{caption}</figcaption>\n</figure>\n"
 
 

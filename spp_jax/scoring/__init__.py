@@ -2,5 +2,7 @@
 
 from spp_jax.scoring.forward import forward_executables, score_records
 from spp_jax.scoring.scorer import Scorer
+from spp_jax.scoring.shipped import list_shipped, shipped
+from spp_jax.scoring.stream import Scored
 
-__all__ = ["Scorer", "forward_executables", "score_records"]
+__all__ = ["Scored", "Scorer", "forward_executables", "list_shipped", "score_records", "shipped"]

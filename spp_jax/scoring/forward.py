@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -16,7 +15,7 @@ from spp_jax.data.records import Records
 from spp_jax.data.schedule import in_order
 from spp_jax.training.losses import Loss
 
-__all__ = ["Judged", "forward_executables", "score_records", "unlabelled"]
+__all__ = ["Judged", "forward_executables", "score_records"]
 
 
 def forward_executables(
@@ -24,7 +23,7 @@ def forward_executables(
     loss: Loss,
     variables: nnx.State,
     mesh: Mesh,
-    marks: int = 0,
+    records: Records | None = None,
     fsdp: int | None = None,
 ) -> BucketExecutables:
     """The model in evaluation mode, ``(variables, batch) -> Judged``, for any bucket.
@@ -34,7 +33,7 @@ def forward_executables(
         loss: how its logits are read.
         variables: the others, or their shapes and dtypes.
         mesh: as :func:`spp_jax.compilation.data_mesh` makes it.
-        marks: of the records' histograms, where they have them.
+        records: whose labels the batches carry; None: a score each.
         fsdp: as :func:`~spp_jax.compilation.placements` takes it, for the variables.
     """
     like = abstract(variables, placements(variables, mesh, fsdp))
@@ -47,21 +46,16 @@ def forward_executables(
 
     return BucketExecutables(
         forward,
-        lambda bucket: (like, abstract_batch(bucket, mesh, marks)),
+        lambda bucket: (like, abstract_batch(bucket, mesh, records)),
         out_shardings=replicated(mesh),
     )
-
-
-def unlabelled(logits: jax.Array, batch: Batch) -> jax.Array:
-    """In place of a loss where there are no labels: ``[batch, outputs] -> [batch]``, NaN."""
-    return jnp.full(len(logits), jnp.nan)
 
 
 class Judged(NamedTuple):
     """What a forward program gives, each ``[batch]``, on every host.
 
     Attributes:
-        scores: in [0, 1].
+        scores: in [0, 1]; ``[batch, k]`` of k attributes.
         losses: by the labels.
         weights: of the batch.
     """
@@ -79,7 +73,7 @@ def score_records(
     mesh: Mesh,
     progress: Callable[[int], Any] = lambda count: None,
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-    """Score every record exactly once.
+    """Score every record exactly once; where the records have pairs, once for each pair that it is in.
 
     Args:
         forward: as :func:`forward_executables` makes it.
@@ -90,15 +84,17 @@ def score_records(
         progress: called with the number of pictures done since the last call.
 
     Returns:
-        Scores and losses, float32 ``[n]``, NaN where unreadable; and the reasons, by index.
+        Scores, float32 ``[n]`` or ``[n, k]``, and losses, ``[n]``, NaN where unreadable; and the reasons, by
+        index.
 
     Raises:
         DoesNotFitError: a batch needs more memory than the device has.
         FloatingPointError: the score of a picture that was read is no number.
     """
-    scores, losses = np.full((2, len(records)), np.nan, np.float32)
+    n = len(records)
+    scores, sums, seen = None, np.zeros(n), np.zeros(n)
     skipped: dict[int, str] = {}
-    specs = in_order(records.sizes, plan)
+    specs = in_order(records.sizes, plan, pairs=records.pair_rows)
     for _ in forward.compile_all(spec.bucket for spec in specs):  # several at a time
         pass
     for spec, batch, failed in load_batches(records, specs, devices=mesh.size):
@@ -107,8 +103,13 @@ def score_records(
         if not np.isfinite(judged.scores[rows]).all():
             raise FloatingPointError("the model gives scores that are no numbers: its training diverged")
         members = np.asarray(spec.rows)[rows]
-        scores[members], losses[members] = judged.scores[rows], judged.losses[rows]
+        if scores is None:
+            scores = np.full((n, *judged.scores.shape[1:]), np.nan, np.float32)
+        scores[members] = judged.scores[rows]
+        np.add.at(sums, members, judged.losses[rows])
+        np.add.at(seen, members, 1)
         missing = set(spec.rows) - set(members.tolist())
         skipped |= {index: failed.get(index, OF_ANOTHER_HOST) for index in sorted(missing)}
         progress(len(spec.rows))
-    return scores, losses, skipped
+    losses = np.divide(sums, seen, out=np.full(n, np.nan), where=seen > 0).astype(np.float32)
+    return np.full(n, np.nan, np.float32) if scores is None else scores, losses, skipped

@@ -1,7 +1,13 @@
 """`Scorer`: a trained model applied to photographs."""
 
-import dataclasses
-from collections.abc import Callable, Iterable
+import functools
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +16,87 @@ import numpy as np
 from flax import nnx
 
 from spp_jax.addresses import path_at
-from spp_jax.buckets import plan_buckets
-from spp_jax.checkpoints import Checkpoints
-from spp_jax.compilation import data_mesh, replicated
-from spp_jax.config import RunConfig, UsageError
-from spp_jax.data.decoding import Photo
-from spp_jax.data.records import Records, photo_records
+from spp_jax.buckets import Bucket, BucketPlan
+from spp_jax.checkpoints import About, Checkpoints
+from spp_jax.compilation import abstract, data_mesh, over_rows, replicated
+from spp_jax.config import RunConfig
+from spp_jax.data.decoding import Photo, UnreadableError, listed, photo_size
+from spp_jax.data.loading import load_batches, put
+from spp_jax.data.records import Records
+from spp_jax.data.schedule import in_order
+from spp_jax.errors import UsageError
 from spp_jax.models import SPPNet
 from spp_jax.models.configured import build_model
-from spp_jax.scoring.forward import forward_executables, score_records, unlabelled
+from spp_jax.padded import Padded
+from spp_jax.scoring.ladder import Ladder, Shape
+from spp_jax.scoring.programs import Programs, make_all
+from spp_jax.scoring.stream import Ready, Scored, batches_of, read_photo, read_photos
 from spp_jax.training.losses import Loss, create_loss
 
 __all__ = ["Scorer"]
 
+_log = logging.getLogger(__name__)
+_FEW = 8  # photographs that are not worth a plan of their own
+_SAMPLE = 512  # headers read to plan for more
+_SERVICE = 10_000  # photographs that are worth a warm-up
+
 
 class Scorer:
-    """Scores photographs of any size, each at its own shape.
+    """Scores photographs of any size, each at its own shape, with few programs.
 
-    It plans buckets for each collection it is given: the model is exact on padded batches, so any
-    plan gives the same scores.
+    The model is exact on padded batches, so scores do not depend on the shapes that are compiled for. There
+    are at most ``programs`` at any time; the shapes lie on a grid that follows from the policy alone, and
+    programs are kept in the compilation cache's folder, ready to run: a second process compiles nothing that
+    the first one has. Threads may share a Scorer.
 
     Attributes:
         config: of the run that trained the model.
+        attributes: what is judged, a name for each column of the scores.
         min_size: the smallest (height, width) that can be scored.
-        skipped: the reason for each photograph of the latest call that has no score, by its place.
+        both_orientations: programs take landscapes, and portraits turned.
+        leaves: the model's variables, on the devices.
+        forward: the function that is compiled, ``(leaves, images) -> scores``.
+
+    Example::
+
+        scorer = Scorer.from_checkpoint("checkpoints/compact")
+        scores = scorer.score(["a.jpg", "b.jpg"])
+        for place, score, reason in scorer.stream(Path("photos").rglob("*.jpg")):
+            ...
     """
 
-    def __init__(self, model: SPPNet, config: RunConfig, loss: Loss | None = None):
-        """Take a trained model, the configuration of its run, and its loss (None: one without votes)."""
+    def __init__(
+        self,
+        model: SPPNet,
+        config: RunConfig | None = None,
+        loss: Loss | None = None,
+        *,
+        programs: int = 16,
+    ):
+        """Take a trained model.
+
+        Args:
+            model: to judge with.
+            config: of its run: how photographs become pixels, and the pixels of a batch; None: the default.
+            loss: how its logits are read; None: the configuration's, as without votes.
+            programs: at most so many are held in memory.
+
+        Raises:
+            ValueError: ``programs`` is below 1.
+        """
+        config = RunConfig() if config is None else config
         model.eval()
-        self.config = config
-        self.min_size = (max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side))
-        self.skipped: dict[int, str] = {}
         graph, variables = nnx.split(model)
-        self._mesh = data_mesh()
-        self._variables = jax.device_put(variables, replicated(self._mesh))
-        loss = loss or create_loss(config.loss, huber_delta=config.huber_delta)
-        self._forward = forward_executables(
-            graph, dataclasses.replace(loss, of=unlabelled), self._variables, self._mesh
-        )
+        smallest = (max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side))
+        self._set(graph, variables, smallest, config, loss, programs, None)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path) -> "Scorer":
+    def from_checkpoint(cls, path: str | Path, *, programs: int = 16) -> "Scorer":
         """Load the latest checkpoint of a run's folder.
+
+        Args:
+            path: the folder, also an address such as ``gs://bucket/run``.
+            programs: as for the constructor.
 
         Raises:
             UsageError: there is no checkpoint, or it is not one of a run of this version.
@@ -60,41 +104,347 @@ class Scorer:
         with Checkpoints(path_at(path)) as checkpoints:
             about = checkpoints.about()
             config = about.config
+            about.check_parts()
             try:
-                loss = create_loss(config.loss, marks=about.marks, huber_delta=config.huber_delta)
-                model = build_model(config, loss.outputs)
+                loss = create_loss(
+                    config.loss,
+                    marks=about.marks,
+                    huber_delta=config.huber_delta,
+                    attributes=config.labels,
+                )
+                model: Any = nnx.eval_shape(lambda: build_model(config, loss.outputs))
             except UsageError as error:
                 raise UsageError(f"{path} is no checkpoint of this version of spp_jax: {error}") from None
+            model.eval()
             graph, variables = nnx.split(model)
             variables = checkpoints.restore_model(variables)
-        return cls(nnx.merge(graph, variables), config, loss)
+        smallest = (max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side))
+        scorer = cls.__new__(cls)
+        scorer._set(graph, variables, smallest, config, loss, programs, _key(about, variables))
+        return scorer
+
+    def _set(
+        self,
+        graph: nnx.GraphDef,
+        variables: nnx.State,
+        smallest: tuple[int, int],
+        config: RunConfig,
+        loss: Loss | None,
+        programs: int,
+        key: str | None,
+    ) -> None:
+        self.config, self.min_size = config, smallest
+        self.attributes = config.labels or ("score",)
+        self._mesh = data_mesh()
+        self.both_orientations = config.both_orientations and config.input == "full"
+        self.leaves, tree = jax.tree.flatten(jax.device_put(variables, replicated(self._mesh)))
+        loss = loss or create_loss(config.loss, huber_delta=config.huber_delta, attributes=config.labels)
+        self.forward = forward_function(graph, tree, loss)
+        self._ladder = Ladder(
+            config.decoding, multiple=config.shape_multiple, either=self.both_orientations, most=programs
+        )
+        self._lock = threading.Lock()
+        several = 1 if self._mesh.devices.flat[0].platform == "cpu" else 2
+        self._programs = Programs(self.forward, self._arguments, most=programs * several, key=key)
+
+    @property
+    def programs(self) -> Programs:
+        """The executables that there are by now."""
+        return self._programs
+
+    def named(self, scored: Scored) -> float | dict[str, float]:
+        """The score as plain numbers: one, or of a judge of several attributes one by each name."""
+        if len(self.attributes) == 1:
+            return float(scored.score)
+        return dict(zip(self.attributes, np.asarray(scored.score).tolist(), strict=True))
 
     def score(
         self, photos: Iterable[Photo], *, progress: Callable[[int], Any] = lambda count: None
     ) -> np.ndarray:
         """How good each photograph is: float32 ``[n]`` in [0, 1], NaN where it could not be read.
 
+        ``[n, k]`` of a judge of k :attr:`attributes`. The photographs are known beforehand, so programs are
+        chosen with which they are done soonest. What is wrong with those that have no score, :meth:`stream`
+        says.
+
         Args:
-            photos: paths, bytes of files, PIL images, or uint8 arrays ``[height, width, 3]``.
+            photos: paths, bytes of files, files opened for reading bytes, PIL images, or uint8 arrays
+                ``[height, width, 3]``.
             progress: called with the number of photographs done since the last call.
+
+        Raises:
+            TypeError: ``photos`` is one photograph: give ``[photo]``.
+            DoesNotFitError: a photograph needs more memory than the device has.
+            FloatingPointError: the score of a photograph that was read is no number.
+        """
+        photos = listed(photos)
+        several = (len(self.attributes),) if len(self.attributes) > 1 else ()
+        scores = np.full((len(photos), *several), np.nan, np.float32)
+        for place, score, _ in self.stream(photos):
+            scores[place] = score
+            progress(1)
+        return scores
+
+    def stream(self, photos: Iterable[Photo]) -> Iterator[Scored]:
+        """Score photographs one after another as they come, in bounded memory.
+
+        Files are opened a few ahead, and read by threads. What takes long to read does not delay those after
+        it, so results come in about the order given.
+
+        Args:
+            photos: as for :meth:`score`; any iterable, also an endless one. For a list or tuple, programs are
+                chosen with which all of it is done soonest.
+
+        Yields:
+            ``(place, score, reason)``: the place in ``photos`` counted from 0, a float in [0, 1] (of a judge
+            of k :attr:`attributes` float32 ``[k]``), and an empty text; or NaN, and why the photograph has no
+            score.
+
+        Raises:
+            DoesNotFitError: a photograph needs more memory than the device has.
+            FloatingPointError: the score of a photograph that was read is no number.
+        """
+        expected = isinstance(photos, list | tuple) and bool(self.expect(list(photos)))
+        home = functools.partial(self._home, expected=expected)
+        if isinstance(photos, list | tuple) and len(photos) == 1:  # a thread would take longer to start
+            ready = iter([(0, read_photo(photos[0], self.config.decoding, self.min_size, home))])
+        else:
+            ready = read_photos(photos, self.config.decoding, self.min_size, home)
+        for group in batches_of(ready, self._full):
+            good = [(place, found) for place, found in group if isinstance(found, Ready)]
+            yield from (Scored(place, np.nan, found) for place, found in group if isinstance(found, str))
+            if good:
+                scores = self._run([found for _, found in good])
+                yield from (
+                    Scored(place, s if s.ndim else float(s), "")
+                    for (place, _), s in zip(good, scores, strict=True)
+                )
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A name for what decides a score besides the photograph: variables and configuration."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for leaf in self.leaves:
+            digest.update(np.asarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
+
+    def expect(self, photos: list[Photo], *, times: float = 1) -> list[Shape]:
+        """Choose and begin to compile what these photographs are scored with soonest; the shapes.
+
+        Few are not worth it, and give no shapes.
+
+        Args:
+            photos: as for :meth:`score`; of many, only some headers are read.
+            times: for how many photographs each of them stands.
+        """
+        if len(photos) < _FEW and times == 1:
+            return []
+        sample = self._sample(photos)
+        sizes = self._sizes(photos)
+        if not len(sizes):
+            return []
+        chosen = self._plan(sizes, times * len(photos) / len(sample))
+        self._in_background([self._bucket(shape) for shape in chosen])
+        return chosen
+
+    def forecast(self, photos: list[Photo]) -> str:
+        """In some lines, what would be compiled for these photographs, and what that costs; nothing is."""
+        sizes = self._sizes(photos)
+        if not len(sizes):
+            return "none of these photographs can be read"
+        chosen = self._plan(sizes, len(photos) / len(self._sample(photos)))
+        plan = BucketPlan(tuple(self._bucket(shape) for shape in _by_area(chosen)))
+        kept = self._prices()
+        lines = [
+            f"  {bucket.shape[0]:5d} x {bucket.shape[1]:<5d} {count:6d}   "
+            + ("on the disk" if bucket.shape in kept else "to be compiled")
+            for bucket, count in zip(
+                plan.buckets, np.bincount(plan.assign(sizes), minlength=len(plan.buckets)), strict=True
+            )
+        ]
+        return "\n".join(
+            [
+                f"{len(photos)} photographs, {plan.waste(sizes):.1%} of the pixels are padding",
+                f"a compilation costs as much as {self._programs.price():,.0f} pixels",
+                "  rung (h x w)   photographs"
+                + (" (of those looked at)" if len(sizes) < len(photos) else ""),
+                *lines,
+            ]
+        )
+
+    def warm_up(self, photos: Iterable[Photo] = (), *, background: bool = False) -> None:
+        """Compile ahead what many photographs are scored with, whatever it costs now.
+
+        Args:
+            photos: some of those that will come; none: what real photographs look like is assumed.
+            background: return at once, and compile in a thread meanwhile.
         """
         photos = list(photos)
-        scores = np.full(len(photos), np.nan, np.float32)
-        records, places, self.skipped = photo_records(photos, self.min_size, self.config.decoding)
-        progress(len(self.skipped))
-        if len(records):
-            found, failed = self.score_records(records, progress=progress)
-            scores[places] = found
-            self.skipped |= {int(places[i]): reason for i, reason in failed.items()}
-        return scores
+        shapes = self.expect(photos, times=_SERVICE / len(photos)) if photos else self.usual_shapes()
+        buckets = [self._bucket(shape) for shape in shapes]
+        if background:
+            self._in_background(buckets)
+        else:
+            make_all(self._programs, buckets)
+
+    def usual_shapes(self) -> list[Shape]:
+        """Those with which many photographs as they usually are will be scored from now on."""
+        prices = self._prices()
+        with self._lock:
+            return self._ladder.expect_usual(prices, self._programs.price())
 
     def score_records(
         self, records: Records, *, progress: Callable[[int], Any] = lambda count: None
     ) -> tuple[np.ndarray, dict[int, str]]:
-        """As the function of this name, with a plan made for these records."""
-        plan = plan_buckets(records.sizes, **self.config.bucketing)
-        records = dataclasses.replace(records, histograms=None)  # labels that scores do not need
-        scores, _, skipped = score_records(
-            self._forward, self._variables, records, plan, self._mesh, progress
-        )
+        """Score records, each at the size that is recorded.
+
+        Args:
+            records: pictures, at least one.
+            progress: called with the number of pictures done since the last call.
+
+        Returns:
+            Scores, float32 ``[n]``, NaN where unreadable; and the reasons, by index.
+
+        Raises:
+            DoesNotFitError: a picture needs more memory than the device has.
+            FloatingPointError: the score of a picture that was read is no number.
+        """
+        chosen = self._plan(np.asarray(records.sizes), 1)
+        plan = BucketPlan(tuple(self._bucket(shape) for shape in _by_area(chosen)))
+        several = (len(self.attributes),) if len(self.attributes) > 1 else ()
+        scores, skipped = np.full((len(records), *several), np.nan, np.float32), {}
+        specs = in_order(records.sizes, plan)
+        make_all(self._programs, (spec.bucket for spec in specs))
+        for spec, batch, failed in load_batches(records, specs, devices=self._mesh.size):
+            images = put(batch.images, self._mesh)
+            found = self._scores(self._programs[spec.bucket].call(self.leaves, images))
+            rows = np.flatnonzero(np.asarray(batch.weights))
+            members = np.asarray(spec.rows)[rows]
+            scores[members] = _sound(found[rows])
+            skipped |= failed
+            progress(len(spec.rows))
         return scores, skipped
+
+    def _sample(self, photos: list[Photo]) -> list[Photo]:
+        return photos[:: max(1, -(-len(photos) // _SAMPLE))]
+
+    def _sizes(self, photos: list[Photo]) -> np.ndarray:
+        """Of those that can be read and are large enough; of many, of some: int64 ``[n, 2]``."""
+        with ThreadPoolExecutor(thread_name_prefix="scan") as pool:
+            found = list(pool.map(self._size, self._sample(photos)))
+        return np.array([size for size in found if size is not None], np.int64).reshape(-1, 2)
+
+    def _plan(self, sizes: np.ndarray, times: float) -> list[Shape]:
+        prices = self._prices()
+        with self._lock:
+            return self._ladder.expect(sizes, prices, self._programs.price(), times=times)
+
+    def _size(self, photo: Photo) -> tuple[int, int] | None:
+        try:
+            height, width = photo_size(photo, self.config.decoding)
+        except UnreadableError:
+            return None
+        return (height, width) if height >= self.min_size[0] and width >= self.min_size[1] else None
+
+    def _home(self, size: tuple[int, int], *, expected: bool = False) -> tuple[Shape, bool]:
+        """The rung for a photograph of this size, and whether it lies turned there."""
+        height, width = size
+        with self._lock:
+            shape = self._ladder.held(size, expected=expected)
+            if shape is None:
+                shape = self._ladder.rung(size, self._prices(), self._programs.price())
+        return shape, height > shape[0] or width > shape[1]
+
+    def _prices(self) -> dict[Shape, float]:
+        return {
+            bucket.shape: price  # pyright: ignore[reportReturnType]
+            for bucket, price in self._programs.prices().items()
+            if bucket.both_orientations == self.both_orientations
+        }
+
+    def _full(self, shape: Shape) -> int:
+        """Rows of a full batch: one where the device is a CPU, which is as fast so."""
+        devices = self._mesh.size
+        if self._mesh.devices.flat[0].platform == "cpu":
+            return devices
+        rows = max(self.config.pixels_per_step // (shape[0] * shape[1]), 1)
+        return -(-rows // devices) * devices
+
+    def _bucket(self, shape: Shape, rows: int | None = None) -> Bucket:
+        return Bucket(shape, self._full(shape) if rows is None else rows, self.both_orientations)
+
+    def _arguments(self, bucket: Bucket) -> tuple[Any, Padded]:
+        def array(dtype, *shape: int) -> Any:
+            return jax.ShapeDtypeStruct((bucket.batch_size, *shape), dtype)
+
+        turned: Any = jax.ShapeDtypeStruct((), np.bool) if bucket.both_orientations else None
+        images = Padded(array(np.uint8, *bucket.shape, 3), array(np.int32, 2), turned)
+        leaves = abstract(self.leaves, [replicated(self._mesh)] * len(self.leaves))
+        return leaves, abstract(images, over_rows(images, self._mesh))
+
+    def _run(self, ready: list[Ready]) -> np.ndarray:
+        """The scores of photographs of one rung that lie alike: in full batches, or few, one by one."""
+        shape, devices = ready[0].shape, self._mesh.size
+        full = self._full(shape)
+        rows = full if len(ready) * 4 > full else devices
+        found = []
+        for first in range(0, len(ready), rows):
+            some = ready[first : first + rows]
+            values = np.zeros((rows, *shape, 3), np.uint8) if rows > 1 else some[0].values[None]
+            sizes = np.zeros((rows, 2), np.int32)
+            for row, one in enumerate(some):
+                if rows > 1:
+                    values[row] = one.values
+                sizes[row] = one.size
+            turned = np.asarray(some[0].turned) if self.both_orientations else None
+            images: Any = Padded(values, sizes, turned)  # pyright: ignore[reportArgumentType]
+            program = self._programs[self._bucket(shape, rows)]
+            start = time.perf_counter()
+            scores = self._scores(program.call(self.leaves, put(images, self._mesh)))
+            if program.compiled:
+                self._programs.note_speed(rows * shape[0] * shape[1], time.perf_counter() - start)
+            found.append(_sound(scores[: len(some)]))
+        return np.concatenate(found)
+
+    def _scores(self, found: Any) -> np.ndarray:
+        return np.asarray(jax.device_get(found))
+
+    def _in_background(self, buckets: list[Bucket]) -> None:
+        def make() -> None:
+            try:
+                make_all(self._programs, buckets)
+            except Exception as error:  # who needs the program meets the error, and is told
+                _log.warning("not compiled ahead: %s", " ".join(str(error).split())[:300])
+
+        if buckets:
+            threading.Thread(target=make, name="compile ahead", daemon=True).start()
+
+
+def forward_function(graph: nnx.GraphDef, tree: Any, loss: Loss) -> Callable[[list, Padded], jax.Array]:
+    """``(leaves of the variables, images) -> scores``, ``[batch]`` or what the loss reads, to be jitted."""
+
+    def forward(leaves: list[jax.Array], images: Padded) -> jax.Array:
+        model = nnx.merge(graph, jax.tree.unflatten(tree, leaves), copy=True)
+        return loss.score(model(images))
+
+    return forward
+
+
+def _key(about: About, variables: nnx.State) -> str | None:
+    """What a checkpoint's program follows from, besides code; None where a part of that is not ours."""
+    fields = about.config.to_dict()
+    if any(isinstance(value, str) and ":" in value for value in fields.values()):  # a user's own, by its name
+        return None
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
+    like = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in leaves]
+    return json.dumps([fields, about.marks, like], default=str, sort_keys=True)
+
+
+def _sound(scores: np.ndarray) -> np.ndarray:
+    if not np.isfinite(scores).all():
+        raise FloatingPointError("the model gives scores that are no numbers: its training diverged")
+    return scores
+
+
+def _by_area(shapes: Iterable[Shape]) -> list[Shape]:
+    return sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape))

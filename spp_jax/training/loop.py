@@ -60,7 +60,7 @@ def fit(
             what, found = ("gradient's norm", grad_norm) if math.isfinite(loss) else ("loss", loss)
             raise FloatingPointError(
                 f"the {what} of step {done} is {found} (bucket {spec.bucket}, pictures "
-                f"{names}): lower --learning-rate; the checkpoints before it stand"
+                f"{names}): lower learning_rate; the checkpoints before it stand"
             )
         metrics = {
             "loss": loss / max(pictures, 1),

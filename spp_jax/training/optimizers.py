@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
+from spp_jax.errors import UsageError
 
 __all__ = ["create_optimizer"]
 
@@ -70,9 +71,9 @@ def _frozen(patterns: tuple[str, ...], params: nnx.State) -> nnx.State:
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise UsageError(
-                f"--freeze {pattern}: no parameter's path is like that; there are {', '.join(names)}"
+                f"freeze {pattern}: no parameter's path is like that; there are {', '.join(names)}", "freeze"
             )
     labels = ["freeze" if any(fnmatch.fnmatch(name, p) for p in patterns) else "train" for name in names]
     if "train" not in labels:
-        raise UsageError(f"--freeze {' '.join(patterns)}: nothing is left to train")
+        raise UsageError(f"freeze {' '.join(patterns)}: nothing is left to train", "freeze")
     return jax.tree.unflatten(jax.tree.structure(params), labels)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from spp_jax.compilation import BucketExecutables, abstract, placements, replicated
 from spp_jax.config import RunConfig
 from spp_jax.data.loading import Batch, abstract_batch
+from spp_jax.data.records import Records
 from spp_jax.models.configured import build_model
 from spp_jax.training.losses import Loss, create_loss
 from spp_jax.training.optimizers import create_optimizer
@@ -21,6 +22,7 @@ __all__ = [
     "ScheduleConstants",
     "StepMetrics",
     "TrainState",
+    "configured_training",
     "create_training",
     "step_executables",
     "train_step",
@@ -98,15 +100,56 @@ class Recipe:
 
 
 def create_training(
+    model: nnx.Module,
+    loss: Loss | str,
+    optimizer: optax.GradientTransformation,
+    *,
+    total_updates: int,
+    mean_batch: float,
+    ema: float | None = None,
+) -> tuple[Recipe, TrainState]:
+    """What is static about a training's steps, and the state before the first.
+
+    Args:
+        model: from `Padded` images ``[batch, height, width, 3]`` to logits ``[batch, loss.outputs]``; it is
+            put into training mode.
+        loss: what it is trained for, or the name of one.
+        optimizer: of its parameters, from optax. If its update takes ``total_updates``, it is given that.
+        total_updates: how many updates of the parameters the training has.
+        mean_batch: pictures per step, averaged over the schedule
+            (:attr:`spp_jax.data.schedule.Schedule.mean_batch`): by which a batch's summed loss is divided.
+        ema: decay of an average of the parameters to judge by; None: it judges by the parameters.
+
+    Raises:
+        UsageError: there is no loss of this name.
+
+    Example:
+        >>> import optax, spp_jax
+        >>> model = spp_jax.create_model("compact", levels=(1,), rngs=nnx.Rngs(0))
+        >>> recipe, state = create_training(model, "huber", optax.adam(1e-3), total_updates=10, mean_batch=8)
+        >>> int(state.constants.total_updates)
+        10
+    """
+    loss = create_loss(loss) if isinstance(loss, str) else loss
+    model.train()
+    graph, params, stats = nnx.split(model, nnx.Param, ...)
+    constants = ScheduleConstants(jnp.asarray(total_updates, jnp.int32), jnp.asarray(mean_batch, float))
+    # Copied: a step is given the whole state for good, and two of its arrays must not be one.
+    average = None if ema is None else jax.tree.map(jnp.copy, params)
+    recipe = Recipe(graph, loss, optax.with_extra_args_support(optimizer), ema)
+    return recipe, TrainState(params, stats, optimizer.init(params), constants, average)
+
+
+def configured_training(
     config: RunConfig, total_steps: int, mean_batch: float, marks: tuple[float, ...] = ()
 ) -> tuple[Recipe, TrainState]:
-    """What is static about a run's steps, and the state before the first.
+    """:func:`create_training` of the model, loss and optimiser that a configuration names.
 
     The optimiser is AdamW (Loshchilov and Hutter 2019) or SGD with momentum and decoupled weight decay, with
     clipping, linear warm-up and cosine decay; with accumulation its schedule counts updates.
 
     Args:
-        config: of the run.
+        config: names them.
         total_steps: where the learning rate ends.
         mean_batch: pictures per step, averaged over the schedule.
         marks: of the records' votes.
@@ -114,18 +157,16 @@ def create_training(
     Raises:
         UsageError: the configuration names something unknown, or freezes nothing or everything.
     """
-    loss = create_loss(config.loss, marks=marks, huber_delta=config.huber_delta)
+    loss = create_loss(config.loss, marks=marks, huber_delta=config.huber_delta, attributes=config.labels)
     model = build_model(config, loss.outputs)
-    model.train()
-    graph, params, stats = nnx.split(model, nnx.Param, ...)
-    optimizer = create_optimizer(config, params)
-    constants = ScheduleConstants(
-        jnp.asarray(-(-total_steps // config.accumulate), jnp.int32), jnp.asarray(mean_batch, float)
+    return create_training(
+        model,
+        loss,
+        create_optimizer(config, nnx.state(model, nnx.Param)),
+        total_updates=-(-total_steps // config.accumulate),
+        mean_batch=mean_batch,
+        ema=config.ema,
     )
-    # Copied: a step is given the whole state for good, and two of its arrays must not be one.
-    average = None if config.ema is None else jax.tree.map(jnp.copy, params)
-    recipe = Recipe(graph, loss, optimizer, config.ema)
-    return recipe, TrainState(params, stats, optimizer.init(params), constants, average)
 
 
 def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -139,7 +180,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
         model: Any = nnx.merge(recipe.graph, params, state.stats, copy=True)
         logits = model(batch.images)
         losses = recipe.loss.of(logits, batch)
-        correct = (recipe.loss.score(logits) >= 0.5) == batch.good
+        correct = recipe.loss.correct(logits, batch)
         found = batch.weights @ losses
         metrics = found, batch.weights @ correct, batch.weights.sum()
         mean = found / state.constants.mean_batch.astype(found.dtype)
@@ -159,7 +200,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch) -> tuple[TrainSt
 
 
 def step_executables(
-    recipe: Recipe, state: TrainState, mesh: Mesh, marks: int = 0, fsdp: int | None = None
+    recipe: Recipe, state: TrainState, mesh: Mesh, records: Records | None = None, fsdp: int | None = None
 ) -> BucketExecutables:
     """:func:`train_step` as ``(state, batch) -> (state, metrics)``, for any bucket.
 
@@ -167,7 +208,7 @@ def step_executables(
         recipe: what is static.
         state: or its shapes and dtypes. It is donated: not to be used again after a step.
         mesh: every device has its share of a batch's rows.
-        marks: of the records' histograms, where they have them.
+        records: whose labels the batches carry; None: a score each.
         fsdp: as :func:`~spp_jax.compilation.placements` takes it, for the state.
     """
 
@@ -178,7 +219,7 @@ def step_executables(
     like = abstract(state, where)
     return BucketExecutables(
         step,
-        lambda bucket: (like, abstract_batch(bucket, mesh, marks)),
+        lambda bucket: (like, abstract_batch(bucket, mesh, records)),
         donate_argnums=(0,),
         out_shardings=(where, replicated(mesh)),
     )

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from spp_jax.config import UsageError
 from spp_jax.data.photo_builder import Example, PhotoBuilder, find, read_text
+from spp_jax.errors import UsageError
 
 __all__ = ["Builder"]
 
@@ -19,6 +19,7 @@ class Builder(PhotoBuilder):
         "(github.com/imfing/ava_downloader names the sources)"
     )
     MANUAL_DOWNLOAD_INSTRUCTIONS = NEEDS
+    SCORE = "beauty"
     MARKS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
     @classmethod

@@ -1,12 +1,10 @@
 """TFDS builder of KonIQ-10k (Hosu, Lin, Sziranyi, Saupe 2020): five marks, an official split."""
 
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from spp_jax.config import UsageError
-from spp_jax.data.photo_builder import Example, MissingFilesError, PhotoBuilder, find, read_text
+from spp_jax.data.photo_builder import Example, PhotoBuilder, find, read_rows
+from spp_jax.errors import UsageError
 
 __all__ = ["Builder"]
 
@@ -29,26 +27,17 @@ class Builder(PhotoBuilder):
         table = find(folder, "koniq10k_scores_and_distributions.csv", needs=cls.NEEDS)
         images = find(folder, "1024x768", "512x384", needs=cls.NEEDS)
         sets = folder / "koniq10k_distributions_sets.csv"
-        parts = {row["image_name"]: row["set"] for row in _rows(sets, "image_name", "set")}
-        rows = _rows(table, "image_name", *(f"c{mark}" for mark in range(1, 6)))
-        for line, row in enumerate(rows, 2):
+        listed = read_rows(sets, "image_name", "set") if sets.is_file() else []
+        parts = {row["image_name"]: row["set"] for _, row in listed}
+        for where, row in read_rows(table, "image_name", *(f"c{mark}" for mark in range(1, 6))):
             name = row["image_name"]
             try:
                 counts = [float(row[f"c{mark}"]) for mark in range(1, 6)]
                 votes = tuple(count / sum(counts) for count in counts)
-            except (TypeError, ValueError, ZeroDivisionError):
-                raise UsageError(f"{table}, line {line}: c1 to c5 are no counts of votes") from None
+            except (ValueError, ZeroDivisionError):
+                raise UsageError(f"{where}: c1 to c5 are no counts of votes") from None
             score = sum(mark * share for mark, share in enumerate(votes)) / 4
             split = _PARTS.get(parts.get(name, ""), "")
             if parts and not split:
                 raise UsageError(f"{sets} names no part for {name}")
             yield Example(name, images / name, score, score >= 0.5, name, split, votes)
-
-
-def _rows(path: Path, *columns: str) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
-    if missing := [name for name in columns if not rows or name not in rows[0]]:
-        raise MissingFilesError(f"{path} has no column {', '.join(missing)}: it is not KonIQ-10k's file")
-    return rows

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spp_jax.config import UsageError
 from spp_jax.data.photo_builder import Example, PhotoBuilder, find, read_mat
+from spp_jax.errors import UsageError
 
 __all__ = ["Builder"]
 
@@ -22,6 +22,7 @@ class Builder(PhotoBuilder):
         "fastfading with their img1.bmp, img2.bmp, ... (live.ece.utexas.edu/research/quality)"
     )
     MANUAL_DOWNLOAD_INSTRUCTIONS = NEEDS
+    CATEGORIES = True
 
     @classmethod
     def examples(cls, folder: Path) -> Iterator[Example]:
@@ -44,7 +45,7 @@ class Builder(PhotoBuilder):
             if not original:
                 score = float(np.clip(1 - value / 100, 0, 1))
                 photo = folder / kind / f"img{number}.bmp"
-                yield Example(f"{kind}/{photo.name}", photo, score, score >= 0.5, reference)
+                yield Example(f"{kind}/{photo.name}", photo, score, score >= 0.5, reference, category=kind)
 
 
 def _pictures(folder: Path) -> int:

@@ -1,0 +1,136 @@
+"""Pictures that are there more than once, under other names: of one group, so on one side of every split."""
+
+import collections
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from spp_jax.addresses import is_address, stamp
+from spp_jax.config import Decoding
+from spp_jax.data.columns import read_columns, write_columns
+from spp_jax.data.decoding import UnreadableError, decode
+from spp_jax.errors import UsageError
+
+__all__ = ["equal_files", "joined", "look_alikes"]
+
+_FORM = 1
+_ALIKE = 6  # of 64 bits of a perceptual hash that may differ
+_SMALL = Decoding(max_pixels=128 * 128)
+
+
+def equal_files(paths: Sequence[Path], cache: Path, say: Callable[[str], None]) -> list[list[int]]:
+    """Sets of files, on a disk, that hold the same bytes; each by the places of its members, in order.
+
+    Only files of equal length are read; what was found is kept in ``cache`` by name, length and date.
+    """
+    sizes: dict[int, list[int]] = collections.defaultdict(list)
+    for place, path in enumerate(paths):
+        try:
+            if not is_address(path):
+                sizes[stamp(path)[0]].append(place)
+        except (OSError, ValueError):  # scanning says so
+            continue
+    places = [place for alike in sizes.values() if len(alike) > 1 for place in alike]
+    digests = _remembered([paths[place] for place in places], cache, _digest, say)
+    return _sets(zip(places, digests, strict=True))
+
+
+def look_alikes(paths: Sequence[Path], cache: Path, say: Callable[[str], None]) -> list[list[int]]:
+    """Sets of pictures that look alike: at most 6 of the 64 bits of their perceptual hashes differ.
+
+    The hash is imagehash's ``phash``: the signs of the picture's lowest frequencies. It bears another size,
+    another compression and small changes of colour; no cuts and no turns.
+
+    Raises:
+        UsageError: imagehash is not installed.
+    """
+    try:
+        import imagehash  # noqa: F401
+    except ModuleNotFoundError:
+        raise UsageError("--near-duplicates needs imagehash: pip install 'spp_jax[duplicates]'") from None
+    found = _remembered(paths, cache, _look, say)
+    places = [place for place, look in enumerate(found) if look]
+    looks = np.array([int(found[place], 16) for place in places], np.uint64)
+    pairs: list[tuple[int, int]] = []
+    for i in range(len(looks) - 1):
+        near = np.flatnonzero(np.bitwise_count(looks[i + 1 :] ^ looks[i]) <= _ALIKE)
+        pairs += [(places[i], places[i + 1 + int(j)]) for j in near]
+    roots = joined(range(len(paths)), pairs)
+    return [alike for alike in _sets(enumerate(map(str, roots))) if len(alike) > 1]
+
+
+def joined(names: Iterable[int], pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """For each of 0 to n - 1 the smallest that it is joined to, by any chain of the pairs."""
+    root = list(names)
+
+    def top(i: int) -> int:
+        while root[i] != i:
+            root[i] = root[root[i]]
+            i = root[i]
+        return i
+
+    for a, b in pairs:
+        a, b = sorted((top(a), top(b)))
+        root[b] = a
+    return [top(i) for i in range(len(root))]
+
+
+def _sets(named: Iterable[tuple[int, str]]) -> list[list[int]]:
+    sets: dict[str, list[int]] = collections.defaultdict(list)
+    for place, name in named:
+        if name:
+            sets[name].append(place)
+    return [places for places in sets.values() if len(places) > 1]
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError:
+        return ""
+
+
+def _look(path: Path) -> str:
+    import imagehash
+    from PIL import Image
+
+    try:
+        return str(imagehash.phash(Image.fromarray(decode(path, _SMALL))))
+    except UnreadableError:
+        return ""
+
+
+def _remembered(
+    paths: Sequence[Path], cache: Path, find: Callable[[Path], str], say: Callable[[str], None]
+) -> list[str]:
+    """What ``find`` gives for each file, which need not be read again while it stays as it is."""
+    kept = read_columns(cache, _FORM) or {"name": [], "about": np.zeros((0, 2)), "found": []}
+    rows = zip(*(np.asarray(kept[name]).tolist() for name in ("name", "about", "found")), strict=True)
+    known = {(name, *about): found for name, about, found in rows}
+
+    def one(path: Path) -> tuple[tuple[str, int, int], str]:
+        try:
+            key = (os.path.relpath(path, cache.parent), *stamp(path))
+        except Exception:  # each file system has errors of its own; scanning says so
+            return ("", 0, 0), ""
+        return key, known[key] if key in known else find(path)
+
+    with ThreadPoolExecutor(thread_name_prefix="compare") as pool:
+        pairs = list(pool.map(one, paths))
+    found = dict(pairs)
+    if found != known and found:
+        columns = {
+            "name": np.array([key[0] for key in found], str),
+            "about": np.array([key[1:] for key in found], np.int64).reshape(-1, 2),
+            "found": np.array(list(found.values()), str),
+        }
+        try:
+            write_columns(cache, _FORM, columns)
+        except OSError as error:
+            say(f"which files are equal is not kept for the next start: {error}")
+    return [text for _, text in pairs]

@@ -1,0 +1,1 @@
+"""`fcdb`: the Flickr Cropping Dataset."""

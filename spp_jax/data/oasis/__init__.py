@@ -1,0 +1,1 @@
+"""`oasis`: the Open Affective Standardized Image Set, with ratings of beauty."""

@@ -1,0 +1,1 @@
+"""`vessel`: scenes that Vessel and others had rated for beauty."""

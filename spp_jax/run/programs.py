@@ -1,0 +1,58 @@
+"""A run's programs: all are compiled before the first step, and refused where one would not fit."""
+
+from collections.abc import Callable, Mapping
+
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from spp_jax.buckets import Bucket
+from spp_jax.compilation import BucketExecutables, Compiled, DoesNotFitError, device_memory
+from spp_jax.errors import UsageError
+
+__all__ = ["compile_programs", "memory"]
+
+
+def compile_programs(
+    programs: Mapping[str, tuple[BucketExecutables, tuple[Bucket, ...]]],
+    mesh: Mesh,
+    compiled: Callable[[str, Compiled], None],
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Compile ahead of time, with a progress bar.
+
+    Args:
+        programs: by name, and the buckets to compile each for.
+        mesh: of the programs.
+        compiled: told of each that is ready, with the program's name.
+        stop: asked after each whether to leave the rest.
+
+    Raises:
+        UsageError: some do not fit the device; names every such bucket.
+    """
+    available = device_memory(mesh.devices.flat[0])
+    too_large = []
+    total = sum(len(buckets) for _, buckets in programs.values())
+    with tqdm(total=total, unit="program", desc="compile") as bar:
+        for name, (executables, buckets) in programs.items():
+            try:
+                for ready in executables.compile_all(buckets):
+                    if available and ready.bytes and ready.bytes > available:
+                        too_large.append(f"{name}, bucket {ready.bucket}: {memory(ready)}")
+                    compiled(name, ready)
+                    bar.update()
+                    if stop():
+                        return
+            except DoesNotFitError as error:
+                too_large.append(f"{name}, {error}")
+    if too_large:
+        limit = f" of {available / 2**20:.0f} MiB" if available else ""
+        raise UsageError(
+            f"these do not fit the memory{limit} of {mesh.devices.flat[0].device_kind}: "
+            f"{'; '.join(too_large)}. Lower pixels_per_step",
+            "pixels_per_step",
+        )
+
+
+def memory(compiled: Compiled) -> str:
+    """What a program takes on one device, for people."""
+    return "not told" if compiled.bytes is None else f"{compiled.bytes / 2**20:.0f} MiB"
