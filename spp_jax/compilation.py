@@ -33,6 +33,7 @@ __all__ = [
     "Compiled",
     "DoesNotFitError",
     "abstract",
+    "compiles_still",
     "data_mesh",
     "default_cache_dir",
     "device_memory",
@@ -125,7 +126,7 @@ class BucketExecutables:
         Raises:
             DoesNotFitError: at the end, and names every bucket that the compiler refused.
         """
-        pool = concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), "compile")
+        cores = threading.Semaphore(len(os.sched_getaffinity(0)))
         waiting: set[concurrent.futures.Future] = set()
         refused = []
 
@@ -141,13 +142,14 @@ class BucketExecutables:
                 if bucket in self._compiled:
                     yield self._compiled[bucket]
                     continue
-                waiting.add(pool.submit(self._compile, bucket, *self._lower(bucket)))
+                waiting.add(_in_thread(cores, self._compile, bucket, *self._lower(bucket)))
                 done = {future for future in waiting if future.done()}
                 waiting -= done
                 yield from ready(done)
             yield from ready(concurrent.futures.as_completed(waiting))
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in waiting:
+                future.cancel()
         if refused:
             raise DoesNotFitError("; ".join(refused))
 
@@ -168,6 +170,33 @@ class BucketExecutables:
         seconds += time.perf_counter() - start
         self._compiled[bucket] = Compiled(bucket, call, seconds, _planned_bytes(call))
         return self._compiled[bucket]
+
+
+_COMPILES = "compile"
+
+
+def _in_thread(
+    cores: threading.Semaphore, work: Callable[..., Any], *arguments: Any
+) -> concurrent.futures.Future:
+    """What the work gives, once a core was free for it. No pool: at its end Python waits for those."""
+    future: concurrent.futures.Future = concurrent.futures.Future()
+
+    def run() -> None:
+        with cores:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
+    threading.Thread(target=run, name=_COMPILES, daemon=True).start()
+    return future
+
+
+def compiles_still() -> bool:
+    """Whether a compilation that nobody waits for is under way."""
+    return any(thread.name == _COMPILES for thread in threading.enumerate())
 
 
 def _planned_bytes(compiled) -> int | None:

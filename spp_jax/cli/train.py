@@ -20,6 +20,7 @@ from spp_jax.errors import UsageError
 from spp_jax.metrics import Agreement
 from spp_jax.run.beginning import other_records
 from spp_jax.run.job import DoesNotHoldError, Job, prepare
+from spp_jax.run.lock import check_free
 from spp_jax.run.programs import compile_programs, memory
 from spp_jax.run.training_run import TrainingRun
 from spp_jax.training import configured_training, step_executables
@@ -39,7 +40,8 @@ class Options:
     out: AnyPath | None = None
     """Folder of the run, on a disk or at gs://... Default: checkpoints/DATA-MODEL-foldN."""
     resume: bool = False
-    """Go on from the latest checkpoint in --out, with the configuration saved there."""
+    """Go on from the latest checkpoint in --out, with the configuration saved there; where there is none yet,
+    begin. So one command line serves the start and every restart."""
     dry_run: bool = False
     """Print the buckets, the batches and the memory they take, and stop."""
     plan: Path | None = None
@@ -90,7 +92,12 @@ def _parse(arguments: list[str] | None) -> Options:
     options = tyro.cli(Options, prog="spp-jax train", args=arguments)
     _join(options)
     folder = options.folder()
+    if jax.process_index() == 0 and not options.dry_run:
+        check_free(folder)
     with Checkpoints(folder) as checkpoints:
+        if options.resume and checkpoints.latest_step() is None:
+            _log.info(f"--resume: {folder} holds no checkpoint yet: the run begins")
+            return dataclasses.replace(options, resume=False)
         if not options.resume:
             if checkpoints.latest_step() is not None and not options.dry_run:
                 raise UsageError(
@@ -129,17 +136,18 @@ def _join(options: Options) -> None:
 
 def _prepare(options: Options) -> Job:
     """The job, with the plan of the run that is gone on with, of --plan, or one of its own."""
-    if options.plan and options.resume:
-        raise UsageError("--resume goes on with the plan that is saved there: drop --plan")
     plan = None
-    if options.resume:
-        with Checkpoints(options.folder()) as checkpoints:
-            plan = checkpoints.about().plan
-    elif options.plan:
+    if options.plan:
         try:
             plan = BucketPlan.from_json(options.plan.read_text())
         except (OSError, ValueError) as error:
-            raise UsageError(f"--plan {options.plan}: {error}") from None
+            raise UsageError(f"--plan {options.plan}: {' '.join(str(error).split())[:300]}") from None
+    if options.resume:
+        with Checkpoints(options.folder()) as checkpoints:
+            saved = checkpoints.about().plan
+        if plan not in (None, saved):
+            raise UsageError(f"--resume goes on with the plan of {options.folder()}: --plan is another one")
+        plan = saved
     try:
         return prepare(options.run, options.data_dir, plan=plan, keep_mib=options.keep_mib)
     except DoesNotHoldError as error:
