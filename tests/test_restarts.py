@@ -1,8 +1,10 @@
 """Runs that are started, stopped, doubled, cut short and begun again: one command line for all of it."""
 
+import io
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,14 +19,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import spp_jax.data
-from spp_jax import Bucket, BucketPlan
+from spp_jax import Bucket, BucketPlan, Scorer, compilation
 from spp_jax.checkpoints import Checkpoints
-from spp_jax.cli import train
+from spp_jax.cli import evaluate, train
 from spp_jax.config import RunConfig
 from spp_jax.errors import UsageError
 from spp_jax.run import evaluator
 from spp_jax.run.journal import Journal, read_journal
 from spp_jax.run.lock import RunLock, check_free
+from spp_jax.scoring import shipped
 
 RECORDS = noise_records()
 QUICK = ["--data", "noise", "--buckets", "1", "--pixels-per-step", "20000"]
@@ -126,7 +129,7 @@ del sys.modules["torch"]
 from conftest import noise_records
 import spp_jax.data
 from spp_jax import compilation
-from spp_jax.cli import train
+from spp_jax.cli import evaluate, train
 spp_jax.data.DATASETS._entries["noise"] = lambda *_: (noise_records(), {})
 def forever(self, bucket, *rest):
     print("compiles", flush=True)
@@ -230,3 +233,79 @@ def test_a_correlation_of_exactly_nothing_is_no_missing_one(call, tmp_path, monk
     assert status == 0
     assert "SRCC 0.000" in said
     assert not math.isnan(read_journal(tmp_path / "run")[-1]["validation"]["srcc"])
+
+
+def test_a_cache_that_cannot_be_written_is_said_and_gone_without(tmp_path, caplog, compiled_once):
+    (tmp_path / "file").write_text("")
+    try:
+        compilation.use_compilation_cache(tmp_path / "file" / "xla")
+        assert "compiled programs are not kept for the next start" in caplog.text
+    finally:
+        compilation.use_compilation_cache(compiled_once)
+
+
+def test_an_account_without_home_has_its_folder_all_the_same(monkeypatch):
+    def homeless(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(compilation.platformdirs, "user_cache_dir", homeless)
+    assert compilation.user_folder().is_absolute()
+    monkeypatch.setattr(compilation.platformdirs, "user_cache_dir", lambda name: f"~/.cache/{name}")
+    assert compilation.user_folder().is_absolute()
+
+
+@pytest.mark.parametrize(
+    ("environment", "rest", "status", "said"),
+    [
+        ({"JAX_PLATFORMS": "cuda"}, "", 2, "Unable to initialize backend"),
+        ({}, "--checkpoint . >&-", 2, "holds no checkpoint of a run"),
+        ({}, "--checkpoint . 2>&-", 2, ""),
+    ],
+)
+def test_where_it_starts_is_no_traceback(tmp_path, environment, rest, status, said):
+    here = Path(__file__).parents[1]
+    command = f"'{sys.executable}' -m spp_jax evaluate --photos a.jpg {rest}"
+    ran = subprocess.run(
+        ["sh", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(here), **environment},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == status, ran.stderr
+    assert said in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*")
+def test_a_scorer_is_neither_pickled_nor_used_in_a_forked_child(monkeypatch):
+    scorer = Scorer.from_checkpoint(shipped("compact"))
+    with pytest.raises(TypeError, match="call Scorer.from_checkpoint there"):
+        pickle.dumps(scorer)
+    child = os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: child)  # as it is there
+    with pytest.raises(RuntimeError, match="forked child"):
+        scorer.score([np.zeros((40, 40, 3), np.uint8)])
+
+
+def test_figures_are_kept_before_they_are_printed_and_a_folder_that_cannot_be_written_ends_nothing(
+    call, tmp_path, capsys, monkeypatch, compiled_once
+):
+    assert call(*QUICK, "--steps", 1, "--out", tmp_path / "run")[0] == 0
+    arguments = ["--checkpoint", str(tmp_path / "run"), "--data", "noise", "--cache-dir", str(compiled_once)]
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Closed())
+        assert evaluate.main([*arguments, "--out", str(tmp_path / "figures.json")]) == 1
+    assert json.loads((tmp_path / "figures.json").read_text())["count"] == 8
+    (tmp_path / "run" / "metrics.json").unlink()
+    (tmp_path / "run" / "metrics.json").mkdir()
+    capsys.readouterr()
+    assert evaluate.main(arguments) == 0
+    printed, said = capsys.readouterr()
+    assert "accuracy" in printed
+    assert "the figures are not kept" in said

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import tyro
 from PIL import Image
 from tqdm import tqdm
@@ -16,7 +15,7 @@ from tqdm import tqdm
 from spp_jax.addresses import files_below
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.program import DONE, SKIPPED, run_program
-from spp_jax.compilation import default_cache_dir, use_compilation_cache
+from spp_jax.compilation import default_cache_dir, use_compilation_cache, user_folder
 from spp_jax.data import load_dataset
 from spp_jax.data.decoding import FORMATS
 from spp_jax.data.records import SPLITS, split_records
@@ -52,7 +51,7 @@ class Options:
     """JSON file for the figures. Default for --data: in the folder of the checkpoint, metrics.json for
     the test part of the fold trained for, else metrics-SPLIT-foldN.json, with the names of data set and
     protocol where these differ from the training's; none for --photos."""
-    data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    data_dir: AnyPath = user_folder() / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, the folder."""
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
@@ -98,8 +97,6 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
         _name_skipped(skipped)
         raise UsageError(f"--data {options.data}: no picture of {options.split} could be read")
     result = agreement(scores, records.scores, records.good)
-    print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
-    print(result.table())
     described = {"data": options.data, "split": options.split, "protocol": protocol, "fold": fold}
     described |= result.to_dict()
     trained_for = (scorer.config.data, scorer.config.protocol, scorer.config.fold)
@@ -109,23 +106,31 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     name = "-".join(["metrics", *differing, options.split, f"fold{fold}"])
     name = "metrics.json" if held_out else f"{name}.json"
     out = options.out or (options.checkpoint or shipped("compact")) / name
-    out.write_text(json.dumps(described, indent=2) + "\n")
-    return _name_skipped(skipped)
+    status = _name_skipped(skipped)
+    try:  # before anything is printed, which nobody may read any more
+        out.write_text(json.dumps(described, indent=2) + "\n")
+    except OSError as error:
+        if options.out:
+            raise
+        _log.warning(f"the figures are not kept: {error} (--out says where)")
+    print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
+    print(result.table())
+    return status
 
 
 def _score_photos(scorer: Scorer, options: Options) -> int:
     photos = list(_expand(options.photos))
     with tqdm(total=len(photos), unit="photo", desc="score", mininterval=1, disable=len(photos) < 100) as bar:
         scores = scorer.score(photos, progress=bar.update)
-    for photo, score in zip(photos, scores, strict=True):
-        if not np.isnan(score):
-            print(f"{score:.3f}  {photo}")
     if options.out:
         described = {
             str(photo): None if np.isnan(score) else float(score)
             for photo, score in zip(photos, scores, strict=True)
         }
         options.out.write_text(json.dumps(described, indent=2) + "\n")
+    for photo, score in zip(photos, scores, strict=True):
+        if not np.isnan(score):
+            print(f"{score:.3f}  {photo}")
     return _name_skipped({str(photos[place]): why for place, why in scorer.skipped.items()})
 
 

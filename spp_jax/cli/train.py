@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
-import platformdirs
 import tyro
 from tqdm import tqdm
 
@@ -14,7 +13,7 @@ from spp_jax.buckets import BucketPlan
 from spp_jax.checkpoints import Checkpoints
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.program import DONE, INTERRUPTED, SKIPPED, run_program
-from spp_jax.compilation import Compiled, default_cache_dir, use_compilation_cache
+from spp_jax.compilation import Compiled, default_cache_dir, use_compilation_cache, user_folder
 from spp_jax.config import RunConfig
 from spp_jax.errors import UsageError
 from spp_jax.metrics import Agreement
@@ -47,7 +46,7 @@ class Options:
     plan: Path | None = None
     """Take buckets and batch sizes from this file, the buckets.json of another run, instead of planning
     them: --buckets, --pixels-per-step, --batch-multiple and --shape-multiple then decide nothing."""
-    data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    data_dir: AnyPath = user_folder() / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, your folder."""
     cache_dir: str = default_cache_dir()
     """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:

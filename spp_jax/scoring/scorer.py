@@ -1,6 +1,7 @@
 """`Scorer`: a trained model applied to photographs."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ class Scorer:
     def __init__(self, model: SPPNet, config: RunConfig, loss: Loss | None = None):
         """Take a trained model, the configuration of its run, and its loss (None: one without votes)."""
         model.eval()
+        self._process = os.getpid()
         self.config = config
         self.min_size = (max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side))
         self.skipped: dict[int, str] = {}
@@ -79,6 +81,7 @@ class Scorer:
             photos: paths, bytes of files, PIL images, or uint8 arrays ``[height, width, 3]``.
             progress: called with the number of photographs done since the last call.
         """
+        self._check_process()
         photos = list(photos)
         scores = np.full(len(photos), np.nan, np.float32)
         records, places, self.skipped = photo_records(photos, self.min_size, self.config.decoding)
@@ -93,9 +96,24 @@ class Scorer:
         self, records: Records, *, progress: Callable[[int], Any] = lambda count: None
     ) -> tuple[np.ndarray, dict[int, str]]:
         """As the function of this name, with a plan made for these records."""
+        self._check_process()
         plan = plan_buckets(records.sizes, **self.config.bucketing)
         records = dataclasses.replace(records, histograms=None)  # labels that scores do not need
         scores, _, skipped = score_records(
             self._forward, self._variables, records, plan, self._mesh, progress
         )
         return scores, skipped
+
+    def _check_process(self) -> None:
+        """Raise RuntimeError in a forked child, where JAX's threads are gone and any call would hang."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "a Scorer does not work in a forked child: start processes by multiprocessing's 'spawn' or "
+                "'forkserver', and make the Scorer in each; threads may share one"
+            )
+
+    def __reduce__(self):
+        raise TypeError(
+            "a Scorer cannot be pickled, as its programs belong to this process: send the checkpoint's path "
+            "and call Scorer.from_checkpoint there"
+        )
