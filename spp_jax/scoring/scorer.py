@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -133,6 +134,7 @@ class Scorer:
         programs: int,
         key: str | None,
     ) -> None:
+        self._process = os.getpid()
         self.config, self.min_size = config, smallest
         self.attributes = config.labels or ("score",)
         self._mesh = data_mesh()
@@ -204,6 +206,7 @@ class Scorer:
             DoesNotFitError: a photograph needs more memory than the device has.
             FloatingPointError: the score of a photograph that was read is no number.
         """
+        self._check_process()
         expected = isinstance(photos, list | tuple) and bool(self.expect(list(photos)))
         home = functools.partial(self._home, expected=expected)
         if isinstance(photos, list | tuple) and len(photos) == 1:  # a thread would take longer to start
@@ -279,6 +282,7 @@ class Scorer:
             photos: some of those that will come; none: what real photographs look like is assumed.
             background: return at once, and compile in a thread meanwhile.
         """
+        self._check_process()
         photos = list(photos)
         shapes = self.expect(photos, times=_SERVICE / len(photos)) if photos else self.usual_shapes()
         buckets = [self._bucket(shape) for shape in shapes]
@@ -309,6 +313,7 @@ class Scorer:
             DoesNotFitError: a picture needs more memory than the device has.
             FloatingPointError: the score of a picture that was read is no number.
         """
+        self._check_process()
         chosen = self._plan(np.asarray(records.sizes), 1)
         plan = BucketPlan(tuple(self._bucket(shape) for shape in _by_area(chosen)))
         several = (len(self.attributes),) if len(self.attributes) > 1 else ()
@@ -418,6 +423,20 @@ class Scorer:
 
         if buckets:
             threading.Thread(target=make, name="compile ahead", daemon=True).start()
+
+    def _check_process(self) -> None:
+        """Raise RuntimeError in a forked child, where JAX's threads are gone and any call would hang."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "a Scorer does not work in a forked child: start processes by multiprocessing's 'spawn' or "
+                "'forkserver', and make the Scorer in each; threads may share one"
+            )
+
+    def __reduce__(self):
+        raise TypeError(
+            "a Scorer cannot be pickled, as its programs belong to this process: send the checkpoint's path "
+            "and call Scorer.from_checkpoint there"
+        )
 
 
 def forward_function(graph: nnx.GraphDef, tree: Any, loss: Loss) -> Callable[[list, Padded], jax.Array]:
