@@ -59,6 +59,8 @@ def model_options(config: RunConfig) -> dict[str, Any]:
             found[name] = value
         elif value:
             raise UsageError(f"{name}: the model {config.model} has no such option", name)
+    if config.recipe == "finetune" and "freeze_norm" in parameters:
+        found["freeze_norm"] = True
     for text in config.model_options:
         name, equals, value = text.partition("=")
         if not equals or not (name in own or anything):
