@@ -19,12 +19,12 @@ import tyro
 from PIL import Image
 
 from spp_jax import Scorer
-from spp_jax.config import UsageError
 from spp_jax.data import load_dataset
 from spp_jax.data.decoding import decode
 from spp_jax.data.distorted_photos.damage import damaged
 from spp_jax.data.distorted_photos.sources import find_sources
 from spp_jax.data.records import split_records
+from spp_jax.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)

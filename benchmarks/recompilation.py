@@ -49,10 +49,11 @@ from spp_jax.compilation import (
     replicated,
     use_compilation_cache,
 )
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
 from spp_jax.data.loading import Batch, load_batches
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import BatchSpec, in_order
+from spp_jax.errors import UsageError
 from spp_jax.training import configured_training, train_step
 
 VERSION = 1

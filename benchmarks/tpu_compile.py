@@ -41,8 +41,9 @@ import spp_jax.layers
 from spp_jax import Padded, num_bins, plan_buckets
 from spp_jax.buckets import Bucket, BucketPlan
 from spp_jax.compilation import BucketExecutables, DoesNotFitError, data_mesh, device_memory
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
 from spp_jax.data.schedule import Schedule
+from spp_jax.errors import UsageError
 from spp_jax.pooling.reductions import Max
 from spp_jax.training import configured_training, step_executables
 

@@ -43,10 +43,11 @@ import spp_jax.models
 from spp_jax import Padded, Scorer
 from spp_jax.cli import program, train
 from spp_jax.compilation import quick_flags
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
 from spp_jax.data import load_dataset
 from spp_jax.data.decoding import Decoding, decode
 from spp_jax.data.records import SPLITS, Records, split_records
+from spp_jax.errors import UsageError
 from spp_jax.metrics import agreement
 
 SYSTEMS = {  # what each changes; the first is what the others are compared with

@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from spp_jax.buckets import Bucket, BucketPlan, plan_buckets
+from spp_jax.errors import SppJaxError, UsageError
 from spp_jax.padded import Padded, pad_batch
 from spp_jax.pooling import (
     GeneralizedMean,
@@ -23,6 +24,7 @@ from spp_jax.pooling import (
 )
 
 if TYPE_CHECKING:
+    from spp_jax.data.arrays import batches
     from spp_jax.layers import SpatialPyramidPool
     from spp_jax.models import SPPNet, create_model, list_models
     from spp_jax.scoring import Scorer
@@ -40,7 +42,10 @@ __all__ = [
     "SPPNet",
     "Scorer",
     "SpatialPyramidPool",
+    "SppJaxError",
     "TopKMean",
+    "UsageError",
+    "batches",
     "bin_edges",
     "boxes_to_windows",
     "create_model",
@@ -56,6 +61,7 @@ _ON_FIRST_USE = {
     "SPPNet": "spp_jax.models",
     "Scorer": "spp_jax.scoring",
     "SpatialPyramidPool": "spp_jax.layers",
+    "batches": "spp_jax.data.arrays",
     "create_model": "spp_jax.models",
     "list_models": "spp_jax.models",
 }

@@ -368,7 +368,7 @@ def _least(
         for tried in tries:
             ordered = sorted(tried, key=lambda shape: (math.prod(shape), shape))
             inside = (distinct[:, None] <= np.asarray(ordered or [(0,) * distinct.shape[1]])).all(axis=2)
-            if len(set(tried)) == len(tried) and inside.any(axis=1).all():
+            if len(set(tried)) == len(tried) and inside.any(axis=-1).all():
                 costs = work.cost(ordered)
                 if costs < best * (1 - 1e-12):
                     best, better = costs, ordered

@@ -14,7 +14,7 @@ from spp_jax.buckets import COMPILATION_PRICE
 from spp_jax.errors import UsageError
 from spp_jax.registry import absolute
 
-__all__ = ["ANY_SIZE", "Decoding", "RunConfig", "UsageError"]
+__all__ = ["ANY_SIZE", "AS_IT_WAS", "Decoding", "RunConfig"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +192,11 @@ class RunConfig:
         Raises:
             UsageError: naming the field, the value and what it may be.
         """
+        names = tuple(name for given in self.labels for name in given.split(","))
+        object.__setattr__(self, "labels", names)
         for name in ("data", "model", "loss"):  # of the user's own: found from every folder
-            object.__setattr__(self, name, absolute(getattr(self, name)))
+            parts = getattr(self, name).split("+") if name == "loss" else [getattr(self, name)]
+            object.__setattr__(self, name, "+".join(map(absolute, parts)))
         for name in (
             "epochs",
             "pixels_per_step",

@@ -183,11 +183,11 @@ def _shifted_back(window: _Window, extent: tuple[int, int], out: jax.Array, kern
     ]
     rows, columns = axes
     out, kernel = _wide(lax.pad(out, jnp.zeros((), dtype), _edges([rows.edges, columns.edges])), kernel)
-    nothing = jnp.zeros((out.shape[0], rows.count, columns.count, out.shape[3]), out.dtype)
+    nothing = jnp.zeros((out.shape[0], rows.length, columns.length, out.shape[3]), out.dtype)
 
     def phase(down: Sequence[tuple[int, int]], across: Sequence[tuple[int, int]]) -> jax.Array:
         products = (
-            out[:, u : u + rows.count, v : v + columns.count] * kernel[i, j]
+            out[:, u : u + rows.length, v : v + columns.length] * kernel[i, j]
             for i, u in down
             for j, v in across
         )
@@ -197,7 +197,7 @@ def _shifted_back(window: _Window, extent: tuple[int, int], out: jax.Array, kern
         [jnp.stack([phase(down, across) for across in columns.taps], 3) for down in rows.taps], 2
     )
     batch, *_, channels = nothing.shape
-    whole = phases.reshape(batch, rows.count * len(rows.taps), columns.count * len(columns.taps), channels)
+    whole = phases.reshape(batch, rows.length * len(rows.taps), columns.length * len(columns.taps), channels)
     return whole[:, : extent[0], : extent[1]].astype(dtype)
 
 
@@ -205,12 +205,12 @@ class _Phases(NamedTuple):
     """Of one axis: which cells of the kernel meet which of the output, for each phase of the stride.
 
     Attributes:
-        count: cells of a phase.
+        length: cells of a phase.
         edges: zeros before and behind the output.
         taps: for each phase, pairs of a cell of the kernel and where in the output, so padded, it begins.
     """
 
-    count: int
+    length: int
     edges: tuple[int, int]
     taps: list[list[tuple[int, int]]]
 

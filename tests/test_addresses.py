@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from spp_jax.addresses import files_below, path_at, stamp
-from spp_jax.config import UsageError
+from spp_jax.errors import UsageError
 
 
 def test_files_are_found_alike_on_a_disk_and_at_an_address(bucket):

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,7 +14,8 @@ from flax import nnx
 
 from spp_jax import Bucket, BucketPlan, Scorer, create_model
 from spp_jax.checkpoints import About, Checkpoints
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
+from spp_jax.errors import UsageError
 from spp_jax.models.weights import take_variables
 from spp_jax.training import configured_training
 
@@ -27,7 +29,7 @@ def variables(seed=0, **options):
 
 @pytest.fixture
 def training():
-    return configured_training(RunConfig(), 10, 8.0)[1].opt_state
+    return training_state()
 
 
 def assert_equal(found, expected):
@@ -86,6 +88,7 @@ def test_a_checkpoint_of_an_unknown_model_is_refused(saved):
     file = saved / "checkpoints" / "3" / "about" / "metadata"
     fields = json.loads(file.read_text())
     fields["config"]["model"] = "of-another-day"
+    del fields["digest"]  # as of one who named it otherwise, and not as of a damaged disk
     file.write_text(json.dumps(fields))
     with pytest.raises(UsageError, match="'of-another-day' is unknown"):
         Scorer.from_checkpoint(saved)
@@ -229,3 +232,104 @@ def test_a_full_disk_is_said_and_what_was_saved_stands(tmp_path):
             assert_equal(checkpoints.restore_model(variables()), variables(seed=step))
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def broken(saved):
+    """Give a function that has what is said, in a line, of each part of the latest step as it is by then."""
+
+    def said() -> dict[str, str]:
+        opt_state = training_state()
+        found = {}
+        for part in ("about", "model", "training"):
+            with Checkpoints(saved) as checkpoints:
+                restore = {
+                    "about": checkpoints.about,
+                    "model": lambda: checkpoints.restore_model(variables()),
+                    "training": lambda: checkpoints.restore_training(opt_state),
+                }
+                try:
+                    restore[part]()
+                except UsageError as error:
+                    found[part] = str(error)
+                    assert "\n" not in found[part]
+        return found
+
+    return said
+
+
+def flip(file: Path, place: int) -> None:
+    """Change one bit."""
+    content = bytearray(file.read_bytes())
+    content[place // 8 % len(content)] ^= 1 << place % 8
+    file.write_bytes(content)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore's threads
+def test_no_flipped_bit_is_restored_in_silence_and_the_step_before_is_offered(saved, broken, training):
+    """Of every file of a checkpoint, bits here and there; what is not refused is what was saved."""
+    latest, rng = saved / "checkpoints" / "3", np.random.default_rng(0)
+    files = [path for path in sorted(latest.rglob("*")) if path.is_file() and path.stat().st_size]
+    arrays = [path for path in files if path.parent.name == "d" and path.stat().st_size > 2000]
+    assert arrays
+    assert not broken()
+    refused = 0
+    for path in [*files, *arrays, *arrays]:
+        whole = path.read_bytes()
+        flip(path, int(rng.integers(8 * len(whole))))
+        said = broken()
+        refused += path in arrays and bool(said)
+        for text in said.values():
+            assert str(latest) in text
+            remove = latest / "metrics" if path.parent.name == "metrics" else latest
+            assert f"remove {remove} to" in text
+        if not said:
+            with Checkpoints(saved) as checkpoints:
+                assert_equal(checkpoints.restore_model(variables()), variables(seed=3))
+                assert_equal(checkpoints.restore_training(training), training)
+        path.write_bytes(whole)
+    assert refused >= len(arrays)
+
+
+def test_what_was_saved_before_there_were_digests_stays_readable(saved, broken):
+    file = saved / "checkpoints" / "3" / "about" / "metadata"
+    fields = json.loads(file.read_text())
+    del fields["digest"], fields["arrays"]
+    file.write_text(json.dumps(fields))
+    assert not broken()
+
+
+@pytest.mark.parametrize("part", ["about", "model", "training"])
+def test_an_incomplete_latest_step_is_passed_over_and_said(saved, caplog, part):
+    shutil.rmtree(saved / "checkpoints" / "3" / part)
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.latest_step() == 2
+        assert_equal(checkpoints.restore_model(variables()), variables(seed=2))
+        assert f"3 is incomplete, it has no {part}: 2 is taken" in caplog.text
+        checkpoints.set_incomplete_aside()
+        checkpoints.save(3, variables(seed=4), training_state(), ABOUT)
+    assert (saved / "incomplete" / "3").is_dir()
+    with Checkpoints(saved) as checkpoints:
+        assert_equal(checkpoints.restore_model(variables()), variables(seed=4))
+
+
+def training_state():
+    return configured_training(RunConfig(), 10, 8.0)[1].opt_state
+
+
+def test_the_latest_can_be_saved_again_once_it_was_judged(saved, training):
+    with Checkpoints(saved) as checkpoints:
+        checkpoints.save(3, variables(seed=3), training, ABOUT, 0.5)
+    with Checkpoints(saved) as checkpoints:
+        assert checkpoints.best_step() == checkpoints.latest_step() == 3
+
+
+def test_what_a_run_prunes_while_another_reads_it_is_read_from_the_newest_then(saved, training):
+    with Checkpoints(saved) as reader:
+        assert reader.latest_step() == 3
+        with Checkpoints(saved) as writer:
+            for step in (4, 5):
+                writer.save(step, variables(seed=step), training, ABOUT)
+        assert not (saved / "checkpoints" / "3").exists()
+        assert reader.about() == ABOUT
+        assert_equal(reader.restore_model(variables()), variables(seed=5))

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from spp_jax.config import Decoding, UsageError
+from spp_jax.config import Decoding
 from spp_jax.data import load_dataset
 from spp_jax.data.decoding import decode
 from spp_jax.data.fcdb.fcdb_dataset_builder import best_crops
 from spp_jax.data.records import Records, split_records
+from spp_jax.errors import UsageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 20, 20, 3), np.uint8)
 
@@ -159,6 +160,13 @@ class TestFolder:
         assert records.pairs.rows.tolist() == [[2, 0], [0, 1]]
         assert records.pairs.shares.tolist() == [1, 1]
 
+    def test_tables_are_understood_as_other_programs_write_them(self, folder):
+        (folder / "pairs.csv").write_text("File0;FILE1 ; votes0;votes1\n A.png ;b.png; 1;3\n")
+        records, _ = load("folder", folder)
+        assert records.ids == ("a.png", "b.png")
+        assert records.pairs is not None
+        assert records.pairs.shares.tolist() == [0.25]
+
     def test_votes_for_two_files_and_lines_without_votes(self, folder):
         (folder / "pairs.csv").write_text("file0,file1,votes0,votes1\na.png,b.png,1,3\nb.png,c.png,0,0\n")
         records, _ = load("folder", folder)
@@ -180,8 +188,14 @@ class TestFolder:
                 "line 1: its columns are none of better,worse; file0,file1",
             ),
             ("better,worse\na.png,./a.png\n", "line 2: a picture is compared with itself"),
-            ("better,worse\na.png\n", "line 2: fewer fields than the heading's"),
+            ("better,worse\na.png\n", "line 2: other fields than the heading's 2"),
             ("better,worse\n", "compares nothing"),
+            ("better,worse,worse\na.png,b.png,c.png\n", "line 1: its columns are none of"),
+            ("better,worse\na.png,../b.png\n", "line 2: ../b.png lies outside the folder; --outside-files"),
+            ("better,worse\n/etc/a.png,b.png\n", "line 2: /etc/a.png lies outside the folder"),
+            ("better,worse\nout.png,b.png\n", "line 2: out.png leads out of the folder"),
+            ("better,worse\ngs://b/a.png,b.png\n", "line 2: the file gs://b/a.png is an address"),
+            ("better,worse\n,b.png\n", "line 2: no file is named"),
             ("file0,file1,votes0,votes1\na.png,b.png,1,-1\n", "line 2: votes1 is '-1', no whole number"),
             (CROPS + "a.png,1,2,30,8,0,0,20,12,1,4\n", r"line 2: the crop 1,2,30,8 .* is not inside a\.png"),
             (CROPS + "a.png,1,2,0,8,0,0,20,12,1,4\n", r"line 2: the crop 1,2,0,8 .* is not inside a\.png"),
@@ -190,5 +204,6 @@ class TestFolder:
     )
     def test_a_bad_line_is_named(self, folder, text, said):
         (folder / "pairs.csv").write_text(text)
+        (folder / "out.png").symlink_to(folder.parent / "elsewhere.png")
         with pytest.raises(UsageError, match=said):
             load("folder", folder)

@@ -14,11 +14,12 @@ from conftest import Cloud
 from PIL import Image
 
 from spp_jax.addresses import path_at
-from spp_jax.config import Decoding, UsageError
+from spp_jax.config import Decoding
 from spp_jax.data import list_datasets, load_dataset, scanning
 from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import decode
 from spp_jax.data.records import split_records
+from spp_jax.errors import UsageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 60, 20, 3), np.uint8)
 
@@ -465,6 +466,12 @@ class TestFolder:
         np.testing.assert_array_equal(records.scores, np.array([0.25, 0.75, np.nan], np.float32))
         assert records.groups == records.ids  # a category is no group
 
+    def test_labels_may_have_a_decimal_comma_and_columns_that_are_there_twice_are_none(self, folder):
+        self.write(folder, "file;score;a;b;b\nin here/ph oto-é0.png;0,5;,25;1;1\n")
+        records, _, _ = load("folder", folder)
+        assert set(records.labels) == {"a"}
+        assert records.labels["a"].tolist() == [0.25]
+
     def test_without_a_score_column_others_are_judged(self, folder):
         self.write(folder, "file,a,b\nin here/ph oto-é0.png,0.5,1\nin here/ph oto-é1.png,0,7\n")
         records, _, _ = load("folder", folder)
@@ -550,7 +557,7 @@ class TestFolder:
         [
             ("file,score,score\na.png,0.1,0.2\n", "line 1: there are 2 columns 'score'"),
             ("file,score,File\na.png,0.1,b.png\n", "line 1: there are 2 columns 'file'"),
-            ("file,points\na.png,1\n", "line 1: no column 'score'; .* found 'file,points'"),
+            ("file,points\na.png,one\n", "line 1: no column 'score'; .* found 'file,points'"),
             ("file.score\n", "line 1: no column 'file'; .* found 'file.score'"),
             ("fi\x1ble,score\na.png,1\n", r"found 'fi\\\\x1ble,score'"),
         ],
@@ -642,7 +649,7 @@ class TestFolder:
             assert all(groups[f"{number}.png"] == groups[f"{number}.jpg"] for number in range(6))
 
     def test_its_options_are_refused_of_other_data_sets(self, tmp_path):
-        with pytest.raises(UsageError, match="--near-duplicates: is for --data folder, not ava"):
+        with pytest.raises(UsageError, match="near_duplicates is for the data set folder, not for ava"):
             load("ava", tmp_path, near_duplicates=True)
 
     def test_may_lie_at_an_address(self, folder, bucket):

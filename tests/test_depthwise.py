@@ -122,7 +122,8 @@ def test_under_vmap_it_gives_each_its_own(x64):
     images, weights = arrays((6, 5), (3, 3), batch=6)
     weights = np.stack([weights, -2 * weights, weights[::-1]])
     images = images.reshape(3, 2, *images.shape[1:])
-    found = jax.vmap(functools.partial(depthwise_conv, padding=((1, 1), (1, 1))))(images, weights)
+    convolve = functools.partial(depthwise_conv, padding=((1, 1), (1, 1)))
+    found = jax.vmap(convolve)(jnp.asarray(images), jnp.asarray(weights))
     for n in range(3):
         expected = loop(images[n], weights[n], (1, 1), ((1, 1), (1, 1)))
         np.testing.assert_allclose(found[n], expected, atol=1e-12)

@@ -168,7 +168,7 @@ def logits_of_images_alone(params: Any, images: list[jax.Array]) -> jax.Array:
 def test_in_training_mode_statistics_are_over_the_batchs_true_cells(outside, turned, remat, x64):
     rngs = nnx.Rngs(0)
     model = SPPNet(
-        Stages([BatchStatistics(rngs)], remat=remat),
+        Stages([BatchStatistics(rngs)], remat=remat),  # pyright: ignore[reportArgumentType]
         lambda bins, features: Classifier(bins, features, hidden=(5,), outputs=1, dtype=None, rngs=rngs),
         features=6,
         levels=(1, 2, 4),

@@ -16,7 +16,7 @@ from flax import nnx
 
 from spp_jax import BucketPlan, pad_batch, plan_buckets
 from spp_jax.cli import program
-from spp_jax.config import UsageError
+from spp_jax.errors import UsageError
 from spp_jax.metrics import agreement
 
 pytest.importorskip("sklearn")

@@ -177,9 +177,8 @@ def test_resume_refuses_other_labels_of_the_same_pictures(attributes, call, tmp_
     data.mkdir()
     for path in attributes.iterdir():
         (data / path.name).write_bytes(path.read_bytes())
-    options = ["--data-dir", data, "--labels", *ATTRIBUTES[:2]]
+    options = ["--data-dir", data, "--labels", ",".join(ATTRIBUTES[:2])]
     assert call(train, *QUICK, *options, "--steps", 1, "--out", run)[0] == 0
-    assert call(train, "--resume", "--data-dir", data, "--out", run)[0] == 0
     table = data / "scores.csv"
     lines = table.read_text().splitlines()
     changed = [f"{line.rsplit(',', 4)[0]},0.5,{','.join(line.rsplit(',', 3)[1:])}" for line in lines[1:]]

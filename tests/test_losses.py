@@ -5,8 +5,8 @@ import pytest
 from jax.test_util import check_grads
 
 from spp_jax import Padded
-from spp_jax.config import UsageError
 from spp_jax.data.loading import Batch
+from spp_jax.errors import UsageError
 from spp_jax.training.losses import create_loss, list_losses
 
 MARKS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -22,11 +22,8 @@ def batch(rows: int = 6, marks: int = 5) -> Batch:
     partner = np.minimum(np.arange(rows) ^ 1, rows - 1)
     share = np.where(np.arange(rows) % 2, 0.75, 0.25)
     labels = {"votes": votes, "partner": partner, "preferred": share}
-    return Batch(
-        images,
-        *(jnp.asarray(array) for array in arrays),
-        {name: jnp.asarray(values) for name, values in labels.items()},
-    )
+    given = dict(zip(("scores", "good", "weights"), map(jnp.asarray, arrays), strict=True))
+    return Batch(images, **given, labels={name: jnp.asarray(values) for name, values in labels.items()})
 
 
 def sigmoid(x):
@@ -92,7 +89,8 @@ class TestBradleyTerry:
 
     def test_a_pair_whose_other_picture_could_not_be_read_counts_for_nothing(self):
         labels = paired([1.0, 0.2, 0.5], [1.0, 1.0, 1.0, 0.0, 1.0, 1.0])
-        labels.labels["preferred"] = labels.labels["preferred"].at[4:].set(jnp.nan)  # alone
+        preferred = labels.labels["preferred"].at[4:].set(jnp.nan)  # alone
+        labels = labels._replace(labels={**labels.labels, "preferred": preferred})
         loss = create_loss("bradley_terry")
         value, gradient = jax.value_and_grad(lambda x: loss.of(x, labels)[jnp.array([0, 1, 2, 4, 5])].sum())(
             self.LOGITS

@@ -29,7 +29,9 @@ PUBLISHED = {  # parameters of the convolutional part; of the ResNets all but th
     "vgg16": 14_714_688,
     "zf5": 3_726_464,
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) if name != "alexnet" else name for name in PUBLISHED]
+TORCHVISION = [name for name in PUBLISHED if not name.startswith("efficientnet")]  # those: test_efficientnet
+ONE_OF_A_FAMILY = [*TORCHVISION, "efficientnet_lite0"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) if name != "alexnet" else name for name in ONE_OF_A_FAMILY]
 
 
 @functools.cache
@@ -49,7 +51,14 @@ def test_the_body_has_as_many_parameters_as_published(name):
 
 @pytest.mark.parametrize(
     ("name", "cells"),
-    {"alexnet": 13, "zf5": 13, "vgg16": 14, "resnet18": 7, "compact": 28}.items(),  # resnet50: as resnet18
+    {
+        "alexnet": 13,
+        "zf5": 13,
+        "vgg16": 14,
+        "resnet18": 7,
+        "compact": 28,
+        "efficientnet_lite0": 7,
+    }.items(),  # resnet50: as resnet18
 )
 def test_on_224_pixels_the_last_map_is_as_published(name, cells):
     def last(model, pixels):
@@ -61,7 +70,10 @@ def test_on_224_pixels_the_last_map_is_as_published(name, cells):
     assert geometry.output_sizes(jnp.array([[224, 224]])).tolist() == [[cells, cells]]
 
 
-@pytest.mark.parametrize("name", sorted({*list_models()} - {"resnet50"}))  # which has resnet18's maps
+@pytest.mark.parametrize(
+    "name",
+    sorted({*list_models(), "efficientnet_lite0"} - {"resnet50", "efficientnet_lite1", "efficientnet_lite2"}),
+)  # of a family's maps
 def test_min_size_is_the_smallest_that_leaves_every_map_a_cell(name):
     model = abstract(name)
 
@@ -139,7 +151,7 @@ def with_paths(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", TORCHVISION)
 def test_padded_it_gives_what_torch_gives_on_each_of_20_pictures_alone(name):
     reduce = "mean" if name.startswith("resnet") else "max"
     model = create_model(name, outputs=2, hidden=(6, 5), rngs=nnx.Rngs(0))

@@ -58,8 +58,8 @@ ROOMS = (
     ("models",),
     ("layers", "data"),
     ("depthwise", "compilation", "checkpoints"),
-    ("pooling", "padded", "buckets", "metrics", "addresses"),
     ("config",),
+    ("pooling", "padded", "buckets", "metrics", "addresses"),
     ("registry",),
     ("errors", "names"),
 )

@@ -98,7 +98,7 @@ def test_pictures_decoded_once_are_those_decoded_each_time(decoding):
     kept = records.decoded_once()
     for mirrored, turned in ((False, False), (True, False), (False, True), (True, True)):
         for i in range(3):
-            moves = {"recorded": tuple(records.sizes[i]), "mirrored": mirrored, "turned": turned}
+            moves = {"recorded": tuple(records.sizes[i].tolist()), "mirrored": mirrored, "turned": turned}
             once = decode(kept.photo(i), kept.decoding, **moves)
             np.testing.assert_array_equal(once, decode(loose.photo(i), decoding, **moves))
     assert asked == [0, 1, 2]

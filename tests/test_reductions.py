@@ -106,6 +106,7 @@ def middle(cells, mask):
 
 
 CASES = {
+    "deviation": ("deviation", np.std),
     "generalized_mean": ("generalized_mean", cubic_mean),
     "top_k_mean": (TopKMean(3), top_3),
     "Softmax": (Softmax(1.5), softmax),
@@ -181,6 +182,23 @@ class TestGeneralizedMean:
         assert not jax.tree.leaves(nnx.state(SpatialPyramidPool(), nnx.Param))
         (learnt,) = SpatialPyramidPool(reduce=GeneralizedMean(2)).learnt
         assert jnp.issubdtype(learnt[...].dtype, jnp.floating)
+
+
+def test_the_deviation_does_not_cancel_beside_a_large_mean():
+    cells = np.random.default_rng(0).normal(1000, 0.01, (1, 24, 40, 3)).astype(np.float32)
+    found = spatial_pyramid_pool(cells, levels=(1, 3), reduce="deviation")
+    expected = pyramid_pool_reference(cells.astype(np.float64), levels=(1, 3), reduce=np.std)
+    np.testing.assert_allclose(found, expected, rtol=2e-2)  # the cells themselves are of 6e-5 steps
+    assert np.abs(found).max() < 0.02
+
+
+def test_the_deviation_of_equal_cells_and_its_gradient_are_0():
+    cells = jnp.full((1, 5, 6, 2), 0.3)
+    found, gradient = jax.value_and_grad(
+        lambda x: spatial_pyramid_pool(x, levels=(1, 2), reduce="deviation").sum()
+    )(cells)
+    assert found == 0
+    assert (gradient == 0).all()
 
 
 def test_top_k_mean_of_a_bin_of_fewer_cells_is_their_mean():
@@ -274,9 +292,9 @@ def test_bins_that_a_rule_leaves_empty_give_zeros():
         found = spatial_pyramid_pool(
             jnp.full((1, 2, 2, 1), 3.0), levels=(3, 2), reduce=reduce, rule="partition"
         )
-        np.testing.assert_allclose(
-            found[0, :, 0], [3, 3, 0, 3, 3, 0, 0, 0, 0, 3, 3, 3, 3], rtol=1e-6, err_msg=reduce
-        )
+        of_one_cell = 0 if reduce == "deviation" else 3
+        expected = np.array([1, 1, 0, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1]) * of_one_cell
+        np.testing.assert_allclose(found[0, :, 0], expected, rtol=1e-6, err_msg=reduce)
 
 
 def test_reductions_of_like_fields_are_of_different_structure():

@@ -165,6 +165,19 @@ class TestPairs:
         assert orders[0] != orders[1]
         assert paired[5] == list(paired.steps(0, 9))[5]
 
+    def test_both_of_a_pair_are_seen_at_one_scale(self):
+        scales = (0.5, 1.0)
+        sizes = np.concatenate([pair_sizes(at_scale(SIZES, s, (8, 8)), self.PAIRS) for s in scales])
+        plan = plan_buckets(sizes, 4, pixels_per_step=150_000, batch_multiple=2)
+        schedule = Schedule(SIZES, plan, seed=3, flip=True, scales=scales, smallest=(8, 8), pairs=self.PAIRS)
+        seen = collections.Counter()
+        for spec in schedule.steps(0, schedule.first_step(2)):
+            whole = [size == tuple(SIZES[row]) for size, row in zip(spec.sizes, spec.rows, strict=True)]
+            for place, pair in enumerate(spec.pairs):
+                assert whole[2 * place] == whole[2 * place + 1]
+                seen[pair, whole[2 * place]] += 1
+        assert seen == {(pair, scale): 1 for pair in range(31) for scale in (True, False)}
+
     def test_waste_counts_what_is_decoded_twice(self, paired):
         specs = list(paired.steps(0, paired.first_step(1)))
         true = sum(int(SIZES[list(spec.rows)].prod(axis=1).sum()) for spec in specs)

@@ -13,7 +13,7 @@ from spp_jax import Scorer, create_model, plan_buckets
 from spp_jax.compilation import data_mesh, replicated
 from spp_jax.config import Decoding, RunConfig
 from spp_jax.data.decoding import decode
-from spp_jax.scoring import forward_executables, score_records
+from spp_jax.scoring import forward_executables, score_records, shipped
 from spp_jax.scoring.ladder import Ladder, choose, grid_sides
 from spp_jax.scoring.programs import executables_folder
 from spp_jax.testing import assert_no_compilations, count_compilations
@@ -199,23 +199,21 @@ def test_accelerators_get_full_batches_and_at_most_two_row_counts(model, monkeyp
 
 
 def test_a_second_process_traces_and_compiles_nothing(tmp_path, monkeypatch):
-    from spp_jax.cli.evaluate import Options
-
-    checkpoint = Options().checkpoint
-    if not checkpoint.is_dir():
-        pytest.skip("the judge that ships is not there")
+    checkpoint = shipped("compact")
     kept = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     try:
         photos = [RECORDS.photo(i) for i in range(10)]
         expected = Scorer.from_checkpoint(checkpoint).score(photos)
-        assert len(list(executables_folder().rglob("*.executable"))) == 1
+        folder = executables_folder()
+        assert folder is not None
+        assert len(list(folder.rglob("*.executable"))) == 1
         scorer = Scorer.from_checkpoint(checkpoint)
         with assert_no_compilations():
             found = scorer.score(photos)
             np.testing.assert_array_equal(found, expected)
             np.testing.assert_allclose(scorer.score(photos[:1]), expected[:1], rtol=1e-6)
-        for path in executables_folder().rglob("*.executable"):
+        for path in folder.rglob("*.executable"):
             path.write_bytes(path.read_bytes()[:1000])
         np.testing.assert_allclose(Scorer.from_checkpoint(checkpoint).score(photos), expected, rtol=1e-6)
         tmp_path.chmod(0o777)

@@ -16,10 +16,11 @@ from flax import nnx
 
 from spp_jax import Bucket, config, plan_buckets
 from spp_jax.compilation import data_mesh, use_compilation_cache
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
 from spp_jax.data.loading import abstract_batch, load_batches
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import Schedule
+from spp_jax.errors import UsageError
 from spp_jax.testing import count_compilations
 from spp_jax.training import configured_training, fit, step_executables, train_step
 from spp_jax.training.losses import create_loss

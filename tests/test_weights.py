@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from spp_jax import create_model
-from spp_jax.config import UsageError
+from spp_jax.errors import UsageError
 from spp_jax.models.weights import from_torchvision, read_tensors, take_variables
 
 LEVELS = {"alexnet": (6,), "vgg16": (7,), "resnet18": (1,), "resnet50": (1,)}

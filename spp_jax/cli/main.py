@@ -9,6 +9,7 @@ __all__ = ["main"]
 _COMMANDS = {
     "score": "score photographs, or folders of them",
     "train": "train a network on a data set",
+    "export": "write a judge as programs that JAX and NumPy alone can run",
     "evaluate": "apply a trained judge, to a split of a data set or to photographs",
 }
 

@@ -79,7 +79,8 @@ def in_flags(message: str, flags: dict[str, str], arguments: Iterable[str] = ())
     """
     for argument, flag in flags.items():
         if argument in arguments or "_" in argument:
-            message = re.sub(rf"(?<![\w/.-]){argument}(?![\w/.-]*[\w/])", flag, message)
+            times = 0 if "_" in argument else 1  # an ordinary word is the argument where it comes first
+            message = re.sub(rf"(?<![\w/.-]){argument}(?![\w/.-]*[\w/])", flag, message, count=times)
     return message
 
 

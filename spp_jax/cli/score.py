@@ -71,7 +71,7 @@ def _score(options: Options) -> int:
     scorer = Scorer.from_checkpoint(options.checkpoint or shipped("compact"), programs=options.programs)
     limited(scorer, options.refuse_pixels, options.refuse_seconds)
     if options.dry_run:
-        print(scorer.forecast(photos))
+        print(scorer.forecast([*photos]))
         return DONE
     if not options.out:
         return score_paths(scorer, photos, lambda photo, scored: None, skipped=found.skipped)

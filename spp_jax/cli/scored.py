@@ -102,10 +102,10 @@ class ScoreFile:
     """Scores of files, one a line, written when known: CSV or JSON lines, or JSON, made of lines at the end.
 
     A line has the photograph's path, its score, or the reason why it has none, its length in bytes, the
-    time of its last change in nanoseconds, and the digest of the checkpoint. Opened again, a file keeps all
-    whole lines; those of the same photograph, length, time and checkpoint are not to be scored again. Use as a
-    context: a JSON file is there when it was left without an error, and beside it, until then, its lines
-    in ``NAME.part``.
+    time of its last change in nanoseconds, and the digest of the checkpoint. Opened again, a file keeps
+    all whole lines; those of the same photograph, length, time and checkpoint are not to be scored again.
+    Use as a context: a JSON file is there when it was left without an error, and beside it, until then, its
+    lines in ``NAME.part``.
     """
 
     def __init__(self, path: Path, checkpoint: str, attributes: Sequence[str] = ("score",)):
@@ -145,7 +145,11 @@ class ScoreFile:
     def __exit__(self, kind: type | None, *exception) -> None:
         assert self._file is not None
         self._file.close()
-        if kind is None and self._lines != self.path:
+        if kind is not None:
+            return
+        if self._lines == self.path:  # without the lines that others stand for now
+            self._write_all(self.path, "".join(self._line(row) for row in self._rows.values()))
+        else:
             self._write_all(self.path, json.dumps(list(self._rows.values()), indent=1) + "\n")
             self._lines.unlink()
 
@@ -171,7 +175,7 @@ class ScoreFile:
         values = [None if scored.reason else v for v in np.atleast_1d(scored.score).tolist()]
         values = values * (1 if len(values) == len(self._attributes) else len(self._attributes))
         cells = (str(photo), *values, scored.reason, length, changed, self._checkpoint)
-        row = dict(zip(self._columns, cells, strict=True))
+        row: dict[str, Any] = dict(zip(self._columns, cells, strict=True))
         self._rows[row["photo"]] = row
         self._file.write(self._line(row))
         self._file.flush()
@@ -194,7 +198,7 @@ class ScoreFile:
         rows = list(csv.reader(io.StringIO(text, newline="")))
         if tuple(rows[0]) != self._columns:
             raise ValueError(f"its first line is not {','.join(self._columns)}")
-        found = [dict(zip(self._columns, row, strict=True)) for row in rows[1:]]
+        found: list[dict[str, Any]] = [dict(zip(self._columns, row, strict=True)) for row in rows[1:]]
         for row in found:
             row |= {name: float(row[name]) if row[name] else None for name in self._attributes}
             row |= {name: int(row[name]) for name in ("bytes", "changed")}

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from spp_jax.addresses import is_address
-from spp_jax.config import ANY_SIZE, Decoding, UsageError
+from spp_jax.config import ANY_SIZE, Decoding
 from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.comparisons import Box, Comparison, with_pairs
 from spp_jax.data.decoding import UnreadableError, photo_size
 from spp_jax.data.records import Records
+from spp_jax.errors import UsageError
 from spp_jax.registry import Registry
 
 __all__ = ["DATASETS", "list_datasets", "load_dataset"]
@@ -70,7 +71,9 @@ def load_dataset(
         found = DATASETS[name]
     except UsageError as error:
         if name in DATASETS and isinstance(error.__cause__, ModuleNotFoundError):
-            lacks = f"{name} needs the package {error.__cause__.name}: pip install 'spp_jax[demo]'"
+            package = str(error.__cause__.name)
+            extra = "demo" if name == "distorted_photos" else "datasets"
+            lacks = f"{name} needs the package {package}: pip install 'spp_jax[{extra}]'"
             raise UsageError(lacks) from None
         raise
     if name == "folder":

@@ -5,17 +5,18 @@ A crop is a picture of its own. A box is ``(x, y, width, height)`` in pixels of 
 
 import csv
 import dataclasses
-import io
-import posixpath
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from spp_jax.config import Decoding, UsageError
+from spp_jax.config import Decoding
 from spp_jax.data.decoding import Photo, decode
 from spp_jax.data.records import Pairs, Records
+from spp_jax.data.tables import file_name, split_table
+from spp_jax.errors import UsageError
+from spp_jax.names import printable
 
 __all__ = ["Box", "Comparison", "crop", "read_comparisons", "with_pairs"]
 
@@ -42,34 +43,38 @@ class Comparison(NamedTuple):
     share: float
 
 
-def read_comparisons(path: Path) -> list[Comparison]:
-    """A table of comparisons, of one of these columns, with or without a byte-order mark.
+def read_comparisons(path: Path, *, outside_files: bool = False) -> list[Comparison]:
+    """A table of comparisons, of one of these columns, written as that of a folder's scores may be.
 
     ``better,worse``: two files a line. ``file0,file1,votes0,votes1``: with the number of votes for each.
     ``file,x0,y0,w0,h0,x1,y1,w1,h1,votes0,votes1``: two crops of one file. Further columns are left alone,
     and lines of no votes left out.
 
+    Args:
+        path: a CSV file, UTF-8.
+        outside_files: whether files may have absolute names, or such with ``..``.
+
     Raises:
         UsageError: names the line and what is wrong with it.
     """
-    try:
-        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
-        heading = reader.fieldnames or ()
-        lines = [(f"{path}, line {reader.line_num}", row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
     crops = ("file", *_BOXES[0], *_BOXES[1], *_VOTES)
     forms = (_FILES[0], (*_FILES[1], *_VOTES), crops)
-    form = next((form for form in forms if set(form) <= set(heading)), None)
+    try:
+        heading, lines, _ = split_table(path.read_bytes().decode("utf-8-sig"), *forms)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
+    form = next((form for form in forms if all(heading.count(name) == 1 for name in form)), None)
     if form is None:
         raise UsageError(
             f"{path}, line 1: its columns are none of {'; '.join(','.join(form) for form in forms)}"
         )
     found = []
-    for where, row in lines:
-        if None in [row[name] for name in form]:
-            raise UsageError(f"{where}: fewer fields than the heading's")
-        comparison = _comparison(where, {name: row[name].strip() for name in form})
+    for number, cells in lines:
+        where = f"{path}, line {number}"
+        if len(cells) != len(heading):
+            raise UsageError(f"{where}: other fields than the heading's {len(heading)}")
+        row = {name: cell for name, cell in zip(heading, cells, strict=True) if name in form}
+        comparison = _comparison(where, row, outside_files)
         if not np.isnan(comparison.share):
             found.append(comparison)
     if not found:
@@ -77,14 +82,14 @@ def read_comparisons(path: Path) -> list[Comparison]:
     return found
 
 
-def _comparison(where: str, row: dict[str, str]) -> Comparison:
+def _comparison(where: str, row: dict[str, str], outside_files: bool) -> Comparison:
     def number(name: str) -> int:
-        if not row[name].isdecimal():
-            raise UsageError(f"{where}: {name} is {row[name]!r}, no whole number of at least 0")
+        if not row[name].strip().isdecimal():
+            raise UsageError(f"{where}: {name} is {printable(row[name])!r}, no whole number of at least 0")
         return int(row[name])
 
     columns = next((pair for pair in _FILES if pair[0] in row), ("file", "file"))
-    first, second = (posixpath.normpath(row[name]) for name in columns)
+    first, second = (file_name(where, row[name], outside_files) for name in columns)
     first_box, second_box = (
         (number(x), number(y), number(w), number(h)) if x in row else None for x, y, w, h in _BOXES
     )
@@ -166,14 +171,14 @@ def _parts(
     parts = []
     for name, box in zip(comparison.photos, comparison.boxes, strict=True):
         if name not in at:
-            raise UsageError(f"{comparison.where}: {name} is no photograph of this data set")
+            raise UsageError(f"{comparison.where}: {printable(name)} is no photograph of this data set")
         height, width = raw[at[name]].tolist()
         if box is not None and height:
             x, y, w, h = box
             if min(x, y) < 0 or min(w, h) < 1 or x + w > width or y + h > height:
                 raise UsageError(
                     f"{comparison.where}: the crop {x},{y},{w},{h} (x, y, width, height) is not inside "
-                    f"{name}, which is {width} wide and {height} high"
+                    f"{printable(name)}, which is {width} wide and {height} high"
                 )
         parts.append((at[name], box))
     return parts[0], parts[1], comparison.share
@@ -185,11 +190,11 @@ def crop(photo: Photo, box: Sequence[int], decoding: Decoding) -> np.ndarray:
     Args:
         photo: the whole.
         box: which part.
-        decoding: refuses what is too large, and lies under what is transparent.
+        decoding: how the whole becomes pixels, but for their number.
 
     Raises:
         UnreadableError: the photograph gives no pixels.
     """
     x, y, w, h = box
-    whole = Decoding(refuse_pixels=decoding.refuse_pixels, background=decoding.background)
+    whole = dataclasses.replace(decoding, max_pixels=None, input="full")
     return np.ascontiguousarray(decode(photo, whole)[y : y + h, x : x + w])

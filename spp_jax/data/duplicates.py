@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from spp_jax.addresses import is_address, stamp
-from spp_jax.config import Decoding, UsageError
+from spp_jax.config import Decoding
 from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import UnreadableError, decode
+from spp_jax.errors import UsageError
 
 __all__ = ["equal_files", "joined", "look_alikes"]
 

@@ -11,9 +11,9 @@ judging croppers, and no label here.
 """
 
 import csv
-import io
 import math
 import posixpath
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,15 +21,17 @@ from typing import NamedTuple
 import numpy as np
 
 from spp_jax.addresses import is_address
-from spp_jax.config import Decoding, UsageError
+from spp_jax.config import Decoding
 from spp_jax.data.comparisons import Comparison, read_comparisons, with_pairs
 from spp_jax.data.duplicates import equal_files, joined, look_alikes
 from spp_jax.data.names_on_disk import NamesOnDisk
 from spp_jax.data.records import SPLITS, Records
 from spp_jax.data.scanning import scan_sizes
+from spp_jax.data.tables import file_name, split_table
+from spp_jax.errors import UsageError
 from spp_jax.names import printable, some
 
-_SEPARATORS = (",", ";", "\t")
+_DECIMAL_COMMA = re.compile(r"(-?\d*),(\d+)\Z")
 
 __all__ = ["Row", "load_folder", "read_table"]
 
@@ -78,7 +80,9 @@ def load_folder(
         UsageError: there is no folder or CSV, or a line of it is not what it should be.
     """
     table, pairs = _find_tables(folder)
-    compared = read_comparisons(pairs) if pairs else []
+    compared = read_comparisons(pairs, outside_files=outside_files) if pairs else []
+    if pairs and not is_address(folder):
+        compared = _pairs_on_disk(compared, folder, outside_files)
     rows = read_table(table, required=(), outside_files=outside_files) if table else []
     if table and not is_address(folder):
         rows = _as_on_disk(rows, table, outside_files, say)
@@ -144,6 +148,23 @@ def _as_on_disk(rows: list[Row], table: Path, outside_files: bool, say: Callable
     return found
 
 
+def _pairs_on_disk(compared: list[Comparison], folder: Path, outside_files: bool) -> list[Comparison]:
+    """The comparisons with each file called as it is on the disk."""
+    disk, called = NamesOnDisk(folder), {}
+    for comparison in compared:
+        for name in comparison.photos:
+            called[name] = called.get(name) or posixpath.normpath(disk.find(name) or name.strip())
+            if not outside_files and disk.leaves(called[name]):
+                raise UsageError(
+                    f"{comparison.where}: {printable(name)} leads out of the folder; "
+                    "--outside-files allows that"
+                )
+    return [
+        comparison._replace(photos=(called[comparison.photos[0]], called[comparison.photos[1]]))
+        for comparison in compared
+    ]
+
+
 def _tell_equal(rows: list[Row], equal: list[list[int]], table: str, say: Callable[[str], None]) -> None:
     if not equal:
         return
@@ -183,7 +204,10 @@ def _check_labelled(
 ) -> None:
     """Refuse a line that says nothing of its picture."""
     if np.isnan(np.stack(labels)).all():
-        raise UsageError(f"{table}, line 1: no column 'score'; expected file,score[,group][,split]")
+        found = printable(",".join(("file", *rows[0].others)))
+        raise UsageError(
+            f"{table}, line 1: no column 'score'; expected file,score[,group][,split], found {found!r}"
+        )
     pictures = {name for comparison in compared for name in comparison.photos}
     for i in np.flatnonzero(np.isnan(np.stack(labels)).all(axis=0)).tolist():
         if rows[i].file not in pictures:
@@ -224,7 +248,7 @@ def read_table(path: Path, required: Sequence[str] = ("score",), *, outside_file
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        heading, numbered, separator = _split(text, ("file", *required))
+        heading, numbered, separator = split_table(text, ("file", *required))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
     for name in ("file", *required):
@@ -243,7 +267,7 @@ def read_table(path: Path, required: Sequence[str] = ("score",), *, outside_file
         where = f"{path}, line {line}"
         if len(cells) != len(heading):
             raise UsageError(f"{where}: other fields than the heading's {len(heading)}")
-        fields = dict(zip(heading, cells, strict=True))
+        fields = {name: cell for name, cell in zip(heading, cells, strict=True) if heading.count(name) == 1}
         for name in required:
             if not fields[name].strip():
                 raise UsageError(f"{where}: no {name} is given")
@@ -261,36 +285,19 @@ def read_table(path: Path, required: Sequence[str] = ("score",), *, outside_file
     return rows
 
 
-def _split(text: str, needed: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]], str]:
-    """The heading in small letters, the numbered lines below it, and what separates their cells."""
-    for separator in _SEPARATORS:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True)
-        heading = [name.strip().casefold() for name in next((cells for cells in reader if cells), [])]
-        if set(needed) <= set(heading):
-            return heading, [(reader.line_num, cells) for cells in reader if cells], separator
-    reader = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True)
-    return [name.strip().casefold() for name in next(reader, [])], [], ","
-
-
 def _row(where: str, line: int, fields: dict[str, str], separator: str, outside_files: bool) -> Row:
     name = fields.pop("file")
     fields = {name: value.strip() for name, value in fields.items()}
+    if separator != ",":
+        fields = {name: _DECIMAL_COMMA.sub(r"\1.\2", value) for name, value in fields.items()}
     text = fields.pop("score", "")
     try:
-        score = float(text if separator == "," else text.replace(",", ".")) if text else math.nan
+        score = float(text) if text else math.nan
     except ValueError:
         raise UsageError(f"{where}: the score {printable(text)!r} is no number") from None
     if text and not 0 <= score <= 1:
         raise UsageError(f"{where}: the score {text} is not in 0 to 1; scale the column to that")
-    if not name.strip():
-        raise UsageError(f"{where}: no file is named")
-    if is_address(name):
-        raise UsageError(
-            f"{where}: the file {printable(name)} is an address; files are relative to the folder"
-        )
-    name = posixpath.normpath(name)
-    if not outside_files and (posixpath.isabs(name) or name.split("/")[0] == ".."):
-        raise UsageError(f"{where}: {printable(name)} lies outside the folder; --outside-files allows that")
+    name = file_name(where, name, outside_files)
     split = fields.pop("split", None)
     if split is not None and split not in SPLITS:
         raise UsageError(f"{where}: split {printable(split)!r} is none of {', '.join(SPLITS)}")

@@ -141,7 +141,7 @@ class _Decoder:
         Raises:
             UnreadableError: the reason that it gave; or it ended over the picture.
         """
-        message = json.dumps([wish._asdict(), vars(decoding)]).encode()
+        message = json.dumps([wish._asdict(), vars(decoding)], default=int).encode()
         try:
             socket.send_fds(self._ours, [message], [file])
             reply, memory, _, _ = socket.recv_fds(self._ours, _LONGEST, 1)

@@ -17,8 +17,9 @@ import numpy as np
 import scipy.io
 import tensorflow_datasets as tfds
 
-from spp_jax.config import ANY_SIZE, UsageError
+from spp_jax.config import ANY_SIZE
 from spp_jax.data.decoding import UnreadableError, photo_size
+from spp_jax.errors import UsageError
 
 __all__ = [
     "Example",

@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from spp_jax.buckets import Bucket, BucketPlan
 
@@ -41,8 +43,8 @@ class BatchSpec:
 class Schedule:
     """Every picture once an epoch, batches of one bucket each, in an order drawn anew each epoch.
 
-    Of records with pairs, every pair once an epoch, both pictures in one batch, and every picture that is
-    in no pair.
+    Of records with pairs, every pair once an epoch, both pictures in one batch and at one scale, and every
+    picture that is in no pair.
 
     With several scales a picture has another one each epoch, in turns, so that after as many epochs as
     there are scales it was seen once at each: SPP-net's training on several sizes (section 2.3), with
@@ -80,6 +82,10 @@ class Schedule:
         self._pairs = pairs
         scaled = [at_scale(sizes, scale, smallest) for scale in scales]
         turn = np.random.default_rng(seed).integers(0, len(scales), len(sizes))
+        if pairs is not None:  # pictures that are compared, also by way of others, are seen at one scale
+            links = (np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1]))
+            graph = coo_array(links, shape=(len(sizes), len(sizes)))
+            turn = turn[connected_components(graph, directed=False)[1]]
         everyone = np.arange(len(sizes))
         self._sizes = [
             np.stack(scaled)[(turn + epoch) % len(scales), everyone] for epoch in range(len(scales))

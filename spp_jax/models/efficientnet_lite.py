@@ -207,7 +207,8 @@ def _stages(
 def _same(kernel: int, strides: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """TensorFlow's SAME of an even size; behind, one more, so that odd sizes are halved upwards."""
     before = (kernel - strides) // 2
-    return ((before, kernel - 1 - before),) * 2
+    both = (before, kernel - 1 - before)
+    return both, both
 
 
 def _conv(dtype: Dtype | None, rngs: nnx.Rngs) -> dict:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from spp_jax.config import UsageError
+from spp_jax.errors import UsageError
 from spp_jax.models import vgg
 from spp_jax.models.efficientnet_lite import blocks_of
 from spp_jax.models.torch_file import state_dict

@@ -30,6 +30,7 @@ from spp_jax.pooling.reductions import Monoid
 NO_WINNER = np.iinfo(np.int32).max
 
 _ROWS_A_STEP = 16  # gathered rows that one step of a CPU loop combines before it writes its state back
+_OWN_ROWS_A_STEP = 4  # by a combine of one's own: each more makes the program longer, and soon slower
 
 
 class _Segments(NamedTuple):
@@ -332,11 +333,16 @@ def gathered(monoid: Monoid) -> Callable:
     there is no mask. The loop's trip count is data, which keeps XLA from fusing across it. Its first
     step is taken outside, which saves the state one trip through memory.
     """
-    return _gathered(monoid, outside=1)
+    if monoid.selects or monoid.combine is lax.add:
+        return _gathered(monoid, outside=1)
+    return _gathered(monoid, outside=0, most=_OWN_ROWS_A_STEP)
 
 
-def _gathered(monoid: Monoid, *, outside: int) -> Callable:
-    """``outside``, 0 or 1: steps taken before the loop, which XLA may fuse with what makes the state."""
+def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Callable:
+    """``outside``, 0 or 1: steps taken before the loop, which XLA may fuse with what makes the state.
+
+    ``most``: rows of a step.
+    """
 
     def read(state, axis, segments):
         plan = segments.plan
@@ -344,7 +350,7 @@ def _gathered(monoid: Monoid, *, outside: int) -> Callable:
         flat = jax.tree.map(lambda leaf: _flattened(leaf, axis), state)
         shape = jax.tree.leaves(state)[0].shape
         rows = _Rows.of(shape, axis, *segments.long())
-        rows_a_step = _evenly(plan, shape[axis])
+        rows_a_step = _evenly(plan, shape[axis], most)
         steps = _steps(segments, rows_a_step)
 
         def gather(rows: _Rows, offset, count: int = 1) -> list[PyTree]:
@@ -479,11 +485,11 @@ class _Rows(NamedTuple):
         return (self.start + offsets < self.stop)[..., None]
 
 
-def _evenly(plan: AxisPlan, extent: int) -> int:
+def _evenly(plan: AxisPlan, extent: int, most: int = _ROWS_A_STEP) -> int:
     """How many rows a step takes, so that the longest segment of a map without padding divides evenly."""
     starts, stops = plan.edges(np.array(extent, np.int32))
     longest = max(1, int((stops - starts)[: plan.segments].max()))
-    return -(-longest // -(-longest // _ROWS_A_STEP))
+    return -(-longest // -(-longest // most))
 
 
 def _steps(segments: _Segments, rows_a_step: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """What a run writes down as it goes: `metrics.jsonl`, TensorBoard's events, `skipped.csv`, `curves.png`."""
 
+import contextlib
 import csv
 import io
 import itertools
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from spp_jax.addresses import is_address
 from spp_jax.names import cell
@@ -47,7 +47,10 @@ class Journal:
         whole.write_text(self._text())
         os.replace(whole, self._path)
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        with contextlib.suppress(ModuleNotFoundError):  # an extra: the journal has all of it
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line."""
@@ -64,18 +67,20 @@ class Journal:
 
     def flush(self) -> None:
         """Have everything on disk; called before a checkpoint, which must never be ahead of it."""
-        if self._file and self._board:
+        if self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._board.flush()
+            if self._board:
+                self._board.flush()
         elif self._writes:
             self._path.write_text(self._text())
 
     def close(self) -> None:
         """Flush and close the file."""
         self.flush()
-        if self._file and self._board:
+        if self._file:
             self._file.close()
+        if self._board:
             self._board.close()
 
     def _text(self) -> str:

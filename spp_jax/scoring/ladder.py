@@ -9,8 +9,9 @@ those that are to be compiled or read counted. Where photographs come one at a t
 from the first ones what comes, and settles.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
@@ -54,11 +55,11 @@ def choose(
 ) -> list[Shape]:
     """Of these shapes, at most ``most`` that hold a collection at the least cost; and all that cost nothing.
 
-    The cost is the padded pixels, each photograph in the least shape that holds it, plus the prices. From
-    all that cost less than the dearest, one more where it saves most, then one less where it costs least,
-    until neither helps: no single shape can be left out, nor one of the dearest added, for less. So a
-    collection whose rungs were compiled and kept is never compiled for again: what did not pay beside them
-    the first time does not pay now.
+    The cost is the padded pixels, each photograph in the least shape that holds it, plus the prices.
+    Beginning with all that cost less than the dearest, one of the dearest more, less, or in another's place
+    is taken as long as that saves; then of the others one less, or in another's place, likewise. So a
+    collection whose rungs were compiled and kept is not compiled for again: what did not pay beside them then
+    does not now.
 
     Args:
         sizes: integers ``[n, 2]``.
@@ -75,34 +76,51 @@ def choose(
     paid = np.array([prices[shape] for shape in shapes])
     areas = np.prod(np.array(shapes, np.int64), axis=1)
     inside = (lying[:, None] <= np.array(shapes)).all(axis=2)
-    if not inside.any(axis=1).all():
+    if not inside.any(axis=-1).all():
         raise ValueError("the shapes do not hold all sizes")
     each = np.where(inside, areas, 1e15)  # finite, so that holding one photograph more is worth most
     free = paid == 0
-    taken = (paid < paid.max()) | free
 
     def cost(some: np.ndarray) -> float:
         held = each[:, some].min(axis=1, initial=1e15) @ counts + paid[some].sum()
         return held + 1e15 * max(0, int((some & ~free).sum()) - most)
 
-    def flipped(which: np.ndarray) -> list[np.ndarray]:
-        changed = np.repeat(taken[None], len(which), axis=0)
-        changed[np.arange(len(which)), which] ^= True
-        return list(changed)
-
-    while True:
-        for adds in (True, False):
-            while len(which := np.flatnonzero(~taken if adds else taken & ~free)):
-                best = min(flipped(which), key=cost)
-                if cost(best) >= cost(taken) * (1 - 1e-12):
-                    break
-                taken = best
-        again = flipped(np.flatnonzero(~taken))
-        if not again or min(map(cost, again)) >= cost(taken) * (1 - 1e-12):
-            break
+    dear = paid == paid.max()
+    taken = _improved(free | ~dear, dear, dear, ~free, cost)
+    taken = _improved(taken, ~dear & ~free, ~free, ~free, cost)
     used = free.copy()
     used[np.unique(np.where(taken, each, np.inf).argmin(axis=1))] = True
     return [shape for shape, use in zip(shapes, used, strict=True) if use]
+
+
+def _improved(
+    taken: np.ndarray,
+    come: np.ndarray,
+    go: np.ndarray,
+    yields: np.ndarray,
+    cost: Callable[[np.ndarray], float],
+) -> np.ndarray:
+    """With one more, one less, or one in another's place, whichever saves most, until nothing does.
+
+    Masks: those taken first, those that may come, those that may go, and those whose place may be taken.
+    """
+    least = cost(taken)
+    while True:
+        outs, ins = np.flatnonzero(taken & go), np.flatnonzero(~taken & come)
+        moves = [
+            *((i,) for i in ins),
+            *((i,) for i in outs),
+            *itertools.product(np.flatnonzero(taken & yields), ins),
+        ]
+        best, better = None, least * (1 - 1e-12)
+        for move in moves:
+            tried = taken.copy()
+            tried[list(move)] ^= True
+            if (found := cost(tried)) < better:
+                best, better = tried, found
+        if best is None:
+            return taken
+        taken, least = best, better
 
 
 class Ladder:
@@ -250,7 +268,8 @@ class Ladder:
             compilation_price=price / times,
             both_orientations=self.either,
         )
-        known = dict.fromkeys(plan.shapes, price) | dict(prices) | dict.fromkeys(self.used, 0)
+        planned = [(shape[0], shape[1]) for shape in plan.shapes]
+        known = dict.fromkeys(planned, price) | dict(prices) | dict.fromkeys(self.used, 0)
         distinct, inverse = np.unique(sizes, axis=0, return_inverse=True)
         counts = np.bincount(inverse.reshape(-1)) * times
         known.setdefault(self._whole(sizes), price)

@@ -53,6 +53,9 @@ class Scorer:
         config: of the run that trained the model.
         attributes: what is judged, a name for each column of the scores.
         min_size: the smallest (height, width) that can be scored.
+        both_orientations: programs take landscapes, and portraits turned.
+        leaves: the model's variables, on the devices.
+        forward: the function that is compiled, ``(leaves, images) -> scores``.
 
     Example::
 
@@ -133,16 +136,16 @@ class Scorer:
         self.config, self.min_size = config, smallest
         self.attributes = config.labels or ("score",)
         self._mesh = data_mesh()
-        self._either = config.both_orientations and config.input == "full"
-        self._leaves, tree = jax.tree.flatten(jax.device_put(variables, replicated(self._mesh)))
+        self.both_orientations = config.both_orientations and config.input == "full"
+        self.leaves, tree = jax.tree.flatten(jax.device_put(variables, replicated(self._mesh)))
         loss = loss or create_loss(config.loss, huber_delta=config.huber_delta, attributes=config.labels)
-        self._forward = forward_function(graph, tree, loss)
+        self.forward = forward_function(graph, tree, loss)
         self._ladder = Ladder(
-            config.decoding, multiple=config.shape_multiple, either=self._either, most=programs
+            config.decoding, multiple=config.shape_multiple, either=self.both_orientations, most=programs
         )
         self._lock = threading.Lock()
         several = 1 if self._mesh.devices.flat[0].platform == "cpu" else 2
-        self._programs = Programs(self._forward, self._arguments, most=programs * several, key=key)
+        self._programs = Programs(self.forward, self._arguments, most=programs * several, key=key)
 
     @property
     def programs(self) -> Programs:
@@ -221,7 +224,7 @@ class Scorer:
     def digest(self) -> str:
         """A name for what decides a score besides the photograph: variables and configuration."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-        for leaf in self._leaves:
+        for leaf in self.leaves:
             digest.update(np.asarray(leaf).tobytes())
         return digest.hexdigest()[:16]
 
@@ -277,17 +280,18 @@ class Scorer:
             background: return at once, and compile in a thread meanwhile.
         """
         photos = list(photos)
-        if photos:
-            shapes = self.expect(photos, times=_SERVICE / len(photos))
-        else:
-            prices = self._prices()
-            with self._lock:
-                shapes = self._ladder.expect_usual(prices, self._programs.price())
+        shapes = self.expect(photos, times=_SERVICE / len(photos)) if photos else self.usual_shapes()
         buckets = [self._bucket(shape) for shape in shapes]
         if background:
             self._in_background(buckets)
         else:
             make_all(self._programs, buckets)
+
+    def usual_shapes(self) -> list[Shape]:
+        """Those with which many photographs as they usually are will be scored from now on."""
+        prices = self._prices()
+        with self._lock:
+            return self._ladder.expect_usual(prices, self._programs.price())
 
     def score_records(
         self, records: Records, *, progress: Callable[[int], Any] = lambda count: None
@@ -313,7 +317,7 @@ class Scorer:
         make_all(self._programs, (spec.bucket for spec in specs))
         for spec, batch, failed in load_batches(records, specs, devices=self._mesh.size):
             images = put(batch.images, self._mesh)
-            found = self._scores(self._programs[spec.bucket].call(self._leaves, images))
+            found = self._scores(self._programs[spec.bucket].call(self.leaves, images))
             rows = np.flatnonzero(np.asarray(batch.weights))
             members = np.asarray(spec.rows)[rows]
             scores[members] = _sound(found[rows])
@@ -355,7 +359,7 @@ class Scorer:
         return {
             bucket.shape: price  # pyright: ignore[reportReturnType]
             for bucket, price in self._programs.prices().items()
-            if bucket.both_orientations == self._either
+            if bucket.both_orientations == self.both_orientations
         }
 
     def _full(self, shape: Shape) -> int:
@@ -367,7 +371,7 @@ class Scorer:
         return -(-rows // devices) * devices
 
     def _bucket(self, shape: Shape, rows: int | None = None) -> Bucket:
-        return Bucket(shape, self._full(shape) if rows is None else rows, self._either)
+        return Bucket(shape, self._full(shape) if rows is None else rows, self.both_orientations)
 
     def _arguments(self, bucket: Bucket) -> tuple[Any, Padded]:
         def array(dtype, *shape: int) -> Any:
@@ -375,7 +379,7 @@ class Scorer:
 
         turned: Any = jax.ShapeDtypeStruct((), np.bool) if bucket.both_orientations else None
         images = Padded(array(np.uint8, *bucket.shape, 3), array(np.int32, 2), turned)
-        leaves = abstract(self._leaves, [replicated(self._mesh)] * len(self._leaves))
+        leaves = abstract(self.leaves, [replicated(self._mesh)] * len(self.leaves))
         return leaves, abstract(images, over_rows(images, self._mesh))
 
     def _run(self, ready: list[Ready]) -> np.ndarray:
@@ -392,10 +396,11 @@ class Scorer:
                 if rows > 1:
                     values[row] = one.values
                 sizes[row] = one.size
-            images: Any = Padded(values, sizes, np.asarray(some[0].turned) if self._either else None)  # pyright: ignore
+            turned = np.asarray(some[0].turned) if self.both_orientations else None
+            images: Any = Padded(values, sizes, turned)  # pyright: ignore[reportArgumentType]
             program = self._programs[self._bucket(shape, rows)]
             start = time.perf_counter()
-            scores = self._scores(program.call(self._leaves, put(images, self._mesh)))
+            scores = self._scores(program.call(self.leaves, put(images, self._mesh)))
             if program.compiled:
                 self._programs.note_speed(rows * shape[0] * shape[1], time.perf_counter() - start)
             found.append(_sound(scores[: len(some)]))

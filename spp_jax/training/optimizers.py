@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
+from spp_jax.errors import UsageError
 
 __all__ = ["create_optimizer"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from spp_jax.config import UsageError
 from spp_jax.data.photo_builder import Example, PhotoBuilder, find, read_text
+from spp_jax.errors import UsageError
 
 __all__ = ["Builder"]
 

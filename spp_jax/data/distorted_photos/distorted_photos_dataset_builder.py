@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from spp_jax.config import UsageError
 from spp_jax.data.distorted_photos import damage, sources
 from spp_jax.data.photo_builder import Example, PhotoBuilder
+from spp_jax.errors import UsageError
 
 __all__ = ["Builder"]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from spp_jax.config import UsageError
 from spp_jax.data.comparisons import Box
 from spp_jax.data.photo_builder import Example, MissingFilesError, PhotoBuilder, find, read_text
+from spp_jax.errors import UsageError
 
 __all__ = ["Builder", "best_crops"]
 

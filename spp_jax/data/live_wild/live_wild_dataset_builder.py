@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spp_jax.config import UsageError
 from spp_jax.data.photo_builder import Example, PhotoBuilder, find, read_mat
+from spp_jax.errors import UsageError
 
 __all__ = ["Builder"]
 
