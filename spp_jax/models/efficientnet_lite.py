@@ -14,7 +14,7 @@ from spp_jax.padded import Padded
 from spp_jax.pooling.bins import Level
 from spp_jax.pooling.reductions import Reduction
 
-__all__ = ["Block", "blocks_of", "efficientnet_lite", "every_stage", "several_stages"]
+__all__ = ["Block", "blocks_of", "efficientnet_lite", "judging_stages", "several_stages"]
 
 
 class Block(NamedTuple):
@@ -100,13 +100,15 @@ def several_stages(name: str, levels: Sequence[Level] = (1, 2, 4)) -> tuple[Pyra
     return (*inner, Pyramid(-1, tuple(levels), ("mean", "max")))
 
 
-def every_stage(name: str) -> tuple[Pyramid, ...]:
-    """How the judges that ship read the network: mean, deviation and maximum of each group's last map.
+def judging_stages(name: str) -> tuple[Pyramid, ...]:
+    """How the judges that ship read the network, whole maps all: the best for quality of those measured.
 
-    Each over the whole of the map; and likewise of the last convolution's. Made as :func:`several_stages` is.
+    The square roots of mean, deviation and maximum of the last map of each group but the last, from 2 to 16
+    pixels a cell, and of the mean of the last convolution's. Made as :func:`several_stages` is.
     """
-    ends = itertools.accumulate(count for _, count in _groups_of(name))
-    return tuple(Pyramid(stage, (1,), ("mean", "deviation", "max")) for stage in (*ends, -1))
+    ends = list(itertools.accumulate(count for _, count in _groups_of(name)))[:-1]
+    inner = (Pyramid(stage, (1,), ("mean", "deviation", "max"), 0.5) for stage in ends)
+    return (*inner, Pyramid(-1, (1,), ("mean",), 0.5))
 
 
 def efficientnet_lite(
@@ -140,7 +142,7 @@ def efficientnet_lite(
         reduce: the reductions of the pyramid.
         maps: instead of ``levels`` and ``reduce``, a pyramid for each of several stages' maps: the stem is
             stage 0, then each block is one, then the last convolution. ``several`` is
-            :func:`several_stages` with ``levels``, ``every`` :func:`every_stage`.
+            :func:`several_stages` with ``levels``, ``judging`` :func:`judging_stages`.
         head: ``classifier``, fully connected layers; or ``linear``, one over standardised features
             (:class:`~spp_jax.models.sppnet.LinearHead`), which a probe fills.
         dropout: share of the input of the last layer that is dropped in training; None: as published.
@@ -157,9 +159,9 @@ def efficientnet_lite(
     if head not in ("classifier", "linear"):
         raise ValueError(f"head={head!r} is unknown; known are 'classifier', 'linear'")
     if isinstance(maps, str):
-        if maps not in ("several", "every"):
-            raise ValueError(f"maps={maps!r} is unknown; known are 'several', 'every', and pyramids")
-        maps = every_stage(name) if maps == "every" else several_stages(name, levels)
+        if maps not in ("several", "judging"):
+            raise ValueError(f"maps={maps!r} is unknown; known are 'several', 'judging', and pyramids")
+        maps = judging_stages(name) if maps == "judging" else several_stages(name, levels)
     drops = (*(0,) * len(hidden), _MULTIPLIERS[name][2] if dropout is None else dropout)
 
     def make_body(rngs: nnx.Rngs) -> Stages:

@@ -81,7 +81,7 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
     Example:
         >>> config = RunConfig(
         ...     recipe="probe", data="folder", model="efficientnet_lite0", init_from="imagenet",
-        ...     model_options=("maps=every", "head=linear"), max_pixels=270_000,
+        ...     model_options=("maps=judging", "head=linear"), max_pixels=270_000,
         ... )  # doctest: +SKIP
         >>> result = run_probe(prepare(config, Path("photos")), Path("runs/probe"))  # doctest: +SKIP
     """
@@ -95,7 +95,9 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
     _log.info(_described(job))
     state, graph = _network(job)
     every, rows = _joined(job.parts)
-    images = [_features(job, graph, state, every, features_dir, turn) for turn in (False, True)[: 1 + config.flip]]
+    images = [
+        _features(job, graph, state, every, features_dir, turn) for turn in (False, True)[: 1 + config.flip]
+    ]
     skipped = dict(job.skipped) | {name: why for image in images for name, why in image.failed.items()}
     for name, reason in skipped.items():
         _log.warning(f"skipped {name}: {reason}")
@@ -142,8 +144,7 @@ def _network(job: Job) -> tuple[TrainState, nnx.GraphDef]:
 
 
 def _joined(parts: dict[str, Records]) -> tuple[Records, dict[str, np.ndarray]]:
-    """All parts as one collection, ordered by id, so that it is the same in every fold; and each one's rows."""
-    ids = [name for part in parts.values() for name in part.ids]
+    """All parts as one collection, ordered by id, so alike in every fold; and the rows of each part."""
     owners = [(split, place) for split in SPLITS for place in range(len(parts[split]))]
     ids = [parts[split].ids[place] for split, place in owners]
     order = np.argsort(np.array(ids, str))

@@ -1,4 +1,4 @@
-"""The probe: a linear head over a frozen body's features, in closed form. Arrays in, arrays out; NumPy, float64.
+"""The probe: a linear head over a frozen body's features, in closed form. Arrays in, arrays out.
 
 Ridge regression (Hoerl and Kennard 1970) in its dual form, as there are more features than pictures, with an
 intercept that is not shrunk. Its strength is chosen by what it says of pictures that it was not fitted on:
@@ -34,8 +34,8 @@ class Probe(NamedTuple):
         strengths: float64 ``[k]``, chosen.
         errors: float64 ``[strengths, k]``: the mean square of what was left of the logits of held-out
             pictures, before calibration.
-        held_out: float64 ``[n, k]``: the calibrated logit of each picture by a fit without its fold; NaN where
-            it has no label.
+        held_out: float64 ``[n, k]``: the calibrated logit of each picture by a fit without its fold; NaN
+            where it has no label.
     """
 
     mean: np.ndarray
@@ -152,7 +152,7 @@ def _standard(features: np.ndarray, mean: np.ndarray, scale: np.ndarray, columns
 
 
 def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean, and one over the deviation, of each feature; 0 where that is lost in the feature's own rounding."""
+    """Mean, and one over the deviation, of each feature; 0 where that is lost in rounding."""
     mean, deviation = np.empty((2, features.shape[1]))
     for columns in _blocks(features.shape[1]):
         block = features[:, columns].astype(np.float64)
