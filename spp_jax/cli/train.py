@@ -20,6 +20,7 @@ from spp_jax.metrics import Agreement
 from spp_jax.run.beginning import other_records
 from spp_jax.run.job import DoesNotHoldError, Job, prepare
 from spp_jax.run.lock import check_free
+from spp_jax.run.probe import FEATURES, run_probe
 from spp_jax.run.programs import compile_programs, memory
 from spp_jax.run.training_run import TrainingRun
 from spp_jax.training import configured_training, step_executables
@@ -56,6 +57,8 @@ class Options:
     keep_mib: int = 1024
     """Decode a picture once, and not anew in every epoch, where those of training and validation take no
     more memory than this, decoded; at --scales 1 alone. 0: never. The result is the same."""
+    features_dir: Path = FEATURES
+    """Of --recipe probe: where features of pictures are kept, by network, policy and collection."""
     fsdp: int | None = None
     """Divide every parameter of at least so many numbers, and what the optimiser keeps of it, among the
     devices: for networks whose heads do not fit one."""
@@ -137,6 +140,8 @@ def _join(options: Options) -> None:
 
 def _prepare(options: Options) -> Job:
     """The job, with the plan of the run that is gone on with, of --plan, or one of its own."""
+    if options.run.recipe == "probe" and options.resume:
+        raise UsageError("a probe is fitted in one go: there is nothing that --resume could go on with")
     plan = None
     if options.plan:
         try:
@@ -183,6 +188,10 @@ def _dry_run(job: Job, fsdp: int | None) -> int:
 
 
 def _train(job: Job, options: Options) -> int:
+    if job.config.recipe == "probe":
+        result = run_probe(job, options.folder(), features_dir=options.features_dir)
+        _print_figures(job, result.figures, options.folder())
+        return SKIPPED if result.skipped else DONE
     run = TrainingRun(
         job, options.folder(), resume=options.resume, fsdp=options.fsdp, profile=options.profile
     )

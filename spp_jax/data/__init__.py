@@ -28,7 +28,10 @@ _BUILT = (
 DATASETS: Registry[Any] = Registry(
     "data set",
     {name: f"spp_jax.data.{name}.{name}_dataset_builder:Builder" for name in _BUILT}
-    | {"folder": "spp_jax.data.folder:load_folder"},
+    | {
+        "folder": "spp_jax.data.folder:load_folder",
+        "judged_photos": "spp_jax.data.judged_photos:load_judged",
+    },
     argument="data",
 )
 """Builders of TFDS, which prepare a data set once (:class:`spp_jax.data.photo_builder.PhotoBuilder`), and

@@ -88,6 +88,8 @@ def model_options(config: RunConfig) -> dict[str, Any]:
         raise UsageError(f"reduce: the model {config.model} has no such option", "reduce")
     if config.reduce:
         found["reduce"] = tuple(map(_reduction, config.reduce))
+    if config.recipe == "finetune" and "freeze_norm" in parameters:
+        found["freeze_norm"] = True
     for text in config.model_options:
         name, equals, value = text.partition("=")
         if not equals or not (name in own or anything):

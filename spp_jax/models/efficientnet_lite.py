@@ -14,7 +14,7 @@ from spp_jax.padded import Padded
 from spp_jax.pooling.bins import Level
 from spp_jax.pooling.reductions import Reduction
 
-__all__ = ["Block", "blocks_of", "efficientnet_lite", "several_stages"]
+__all__ = ["Block", "blocks_of", "efficientnet_lite", "judging_stages", "several_stages"]
 
 
 class Block(NamedTuple):
@@ -100,6 +100,17 @@ def several_stages(name: str, levels: Sequence[Level] = (1, 2, 4)) -> tuple[Pyra
     return (*inner, Pyramid(-1, tuple(levels), ("mean", "max")))
 
 
+def judging_stages(name: str) -> tuple[Pyramid, ...]:
+    """How the judges that ship read the network, whole maps all: the best for quality of those measured.
+
+    The square roots of mean, deviation and maximum of the last map of each group but the last, from 2 to 16
+    pixels a cell, and of the mean of the last convolution's. Made as :func:`several_stages` is.
+    """
+    ends = list(itertools.accumulate(count for _, count in _groups_of(name)))[:-1]
+    inner = (Pyramid(stage, (1,), ("mean", "deviation", "max"), 0.5) for stage in ends)
+    return (*inner, Pyramid(-1, (1,), ("mean",), 0.5))
+
+
 def efficientnet_lite(
     name: str,
     *,
@@ -107,7 +118,7 @@ def efficientnet_lite(
     outputs: int = 1,
     hidden: Sequence[int] = (),
     reduce: Sequence[Reduction] = ("mean", "max"),
-    maps: Sequence[Pyramid] | None = None,
+    maps: Sequence[Pyramid] | str | None = None,
     head: str = "classifier",
     dropout: float | None = None,
     pretrained: bool = False,
@@ -129,8 +140,9 @@ def efficientnet_lite(
         outputs: how many logits.
         hidden: widths of the head's hidden layers.
         reduce: the reductions of the pyramid.
-        maps: as :class:`~spp_jax.models.sppnet.SPPNet` takes it: the stem is stage 0, then each block is
-            one, then the last convolution. :func:`several_stages` gives a good one.
+        maps: instead of ``levels`` and ``reduce``, a pyramid for each of several stages' maps: the stem is
+            stage 0, then each block is one, then the last convolution. ``several`` is
+            :func:`several_stages` with ``levels``, ``judging`` :func:`judging_stages`.
         head: ``classifier``, fully connected layers; or ``linear``, one over standardised features
             (:class:`~spp_jax.models.sppnet.LinearHead`), which a probe fills.
         dropout: share of the input of the last layer that is dropped in training; None: as published.
@@ -141,11 +153,15 @@ def efficientnet_lite(
         rngs: for the initial parameters and for what is dropped.
 
     Raises:
-        ValueError: there is no such head.
+        ValueError: there is no such head, or no maps of such a name.
         UsageError: the weights are not installed.
     """
     if head not in ("classifier", "linear"):
         raise ValueError(f"head={head!r} is unknown; known are 'classifier', 'linear'")
+    if isinstance(maps, str):
+        if maps not in ("several", "judging"):
+            raise ValueError(f"maps={maps!r} is unknown; known are 'several', 'judging', and pyramids")
+        maps = judging_stages(name) if maps == "judging" else several_stages(name, levels)
     drops = (*(0,) * len(hidden), _MULTIPLIERS[name][2] if dropout is None else dropout)
 
     def make_body(rngs: nnx.Rngs) -> Stages:

@@ -12,7 +12,14 @@ from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.config import RunConfig
 from spp_jax.errors import UsageError
 from spp_jax.layers import RandomState
-from spp_jax.models.weights import Imported, flat_names, from_torchvision, read_tensors, take_variables
+from spp_jax.models.weights import (
+    Imported,
+    flat_names,
+    from_imagenet,
+    from_torchvision,
+    read_tensors,
+    take_variables,
+)
 from spp_jax.training import TrainState
 
 __all__ = ["from_checkpoint", "from_weights", "other_records", "training_part"]
@@ -58,7 +65,10 @@ def from_weights(config: RunConfig, state: TrainState) -> TrainState:
 
 
 def _variables(source: str, config: RunConfig) -> tuple[Imported | None, dict]:
-    """What a file or a run offers, by path; of a file also what of it has no place here."""
+    """What a package, a file or a run offers, by path; of all but a run also what of it has no place here."""
+    if source == "imagenet":
+        imported = from_imagenet(config.model, config.levels)
+        return imported, imported.variables
     if Path(source).suffix not in (".pth", ".pt", ".safetensors"):
         with Checkpoints(path_at(source)) as checkpoints:
             return None, checkpoints.model_variables()

@@ -164,7 +164,8 @@ def _plots(
     """The curves, and the histogram where there is any score."""
     plots = []
     try:
-        plots.append(("accuracy and loss by epoch", draw_curves(lines, epochs_done)))
+        if any("loss" in line for line in lines):  # a fit in closed form has no steps
+            plots.append(("accuracy and loss by epoch", draw_curves(lines, epochs_done)))
         if not np.isnan(scores).all():
             plots.append(("histogram of the scores", _histogram(records, scores)))
     except ModuleNotFoundError:

@@ -2,7 +2,16 @@
 
 from spp_jax.scoring.forward import forward_executables, score_records
 from spp_jax.scoring.scorer import Scorer
-from spp_jax.scoring.shipped import list_shipped, shipped
+from spp_jax.scoring.shipped import DEFAULT, JUDGES, list_shipped, shipped
 from spp_jax.scoring.stream import Scored
 
-__all__ = ["Scored", "Scorer", "forward_executables", "list_shipped", "score_records", "shipped"]
+__all__ = [
+    "DEFAULT",
+    "JUDGES",
+    "Scored",
+    "Scorer",
+    "forward_executables",
+    "list_shipped",
+    "score_records",
+    "shipped",
+]

@@ -1,5 +1,6 @@
 """`Scorer`: a trained model applied to photographs."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -7,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from spp_jax.models.configured import build_model
 from spp_jax.padded import Padded
 from spp_jax.scoring.ladder import Ladder, Shape
 from spp_jax.scoring.programs import Programs, make_all
+from spp_jax.scoring.shipped import DEFAULT, JUDGES, shipped
 from spp_jax.scoring.stream import Ready, Scored, batches_of, read_photo, read_photos
 from spp_jax.training.losses import Loss, create_loss
 
@@ -39,6 +41,7 @@ __all__ = ["Scorer"]
 _log = logging.getLogger(__name__)
 _FEW = 8  # photographs that are not worth a plan of their own
 _SAMPLE = 512  # headers read to plan for more
+_NO_PROGRAM = ("data", "init_from")  # of a configuration: no program follows from these
 _SERVICE = 10_000  # photographs that are worth a warm-up
 
 
@@ -60,7 +63,7 @@ class Scorer:
 
     Example::
 
-        scorer = Scorer.from_checkpoint("checkpoints/compact")
+        scorer = Scorer.from_pretrained("quality")
         scores = scorer.score(["a.jpg", "b.jpg"])
         for place, score, reason in scorer.stream(Path("photos").rglob("*.jpg")):
             ...
@@ -92,15 +95,19 @@ class Scorer:
         self._set(graph, variables, smallest, config, loss, programs, None)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, *, programs: int = 16) -> "Scorer":
+    def from_checkpoint(
+        cls, path: str | Path, *, programs: int = 16, attributes: Sequence[str] = ()
+    ) -> "Scorer":
         """Load the latest checkpoint of a run's folder.
 
         Args:
             path: the folder, also an address such as ``gs://bucket/run``.
             programs: as for the constructor.
+            attributes: to judge, of those that the run learned, an output of the head each; empty: all.
 
         Raises:
-            UsageError: there is no checkpoint, or it is not one of a run of this version.
+            UsageError: there is no checkpoint, or it is not one of a run of this version, or it judges no
+                such attribute.
         """
         with Checkpoints(path_at(path)) as checkpoints:
             about = checkpoints.about()
@@ -119,10 +126,28 @@ class Scorer:
             model.eval()
             graph, variables = nnx.split(model)
             variables = checkpoints.restore_model(variables)
+        if attributes:
+            config, graph, variables = _of_attributes(path, config, variables, tuple(attributes))
+            loss = create_loss(config.loss, huber_delta=config.huber_delta, attributes=attributes)
+            about = about._replace(config=config)
         smallest = (max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side))
         scorer = cls.__new__(cls)
         scorer._set(graph, variables, smallest, config, loss, programs, _key(about, variables))
         return scorer
+
+    @classmethod
+    def from_pretrained(cls, name: str = DEFAULT, *, programs: int = 16) -> "Scorer":
+        """Load a judge that ships.
+
+        Args:
+            name: ``quality``, ``beauty``, ``all`` (both, in one pass), or ``compact``, a small one.
+            programs: as for the constructor.
+
+        Raises:
+            UsageError: none of this name is here; lists those that are.
+        """
+        folder = shipped(name)
+        return cls.from_checkpoint(folder, programs=programs, attributes=JUDGES[name].attributes)
 
     def _set(
         self,
@@ -449,9 +474,28 @@ def forward_function(graph: nnx.GraphDef, tree: Any, loss: Loss) -> Callable[[li
     return forward
 
 
+def _of_attributes(
+    path: str | Path, config: RunConfig, variables: nnx.State, names: tuple[str, ...]
+) -> tuple[RunConfig, nnx.GraphDef, nnx.State]:
+    """The network of some of the outputs, and the configuration that would have made it."""
+    unknown = [name for name in names if name not in config.labels]
+    if unknown or len(set(names)) < len(names):
+        known = ", ".join(config.labels) or "its score alone"
+        raise UsageError(f"{path} judges {known}, not {', '.join(unknown or names)}", "attributes")
+    config, columns = dataclasses.replace(config, labels=names), [config.labels.index(name) for name in names]
+    model: Any = nnx.eval_shape(lambda: build_model(config, len(names)))
+    model.eval()
+    graph, like = nnx.split(model)
+    pure = nnx.to_pure_dict(variables)
+    last = pure["head"]["logits"]
+    pure["head"]["logits"] = {name: value[..., np.array(columns)] for name, value in last.items()}
+    nnx.replace_by_pure_dict(like, pure)
+    return config, graph, like
+
+
 def _key(about: About, variables: nnx.State) -> str | None:
     """What a checkpoint's program follows from, besides code; None where a part of that is not ours."""
-    fields = about.config.to_dict()
+    fields = {name: value for name, value in about.config.to_dict().items() if name not in _NO_PROGRAM}
     if about.parts:  # whose code is not this package's
         return None
     leaves = jax.tree_util.tree_leaves_with_path(variables)

@@ -36,6 +36,7 @@ def create_optimizer(config: RunConfig, params: nnx.State) -> optax.GradientTran
         direction,
         optax.add_decayed_weights(config.weight_decay),
         _scale_by_warmup_cosine(config.learning_rate, config.warmup),
+        *(() if config.body_rate == 1 else (_scale_body(config.body_rate),)),
     )
     if config.freeze:
         labels = _frozen(config.freeze, params)
@@ -62,6 +63,16 @@ def _scale_by_warmup_cosine(peak: float, warmup: float) -> optax.GradientTransfo
         lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32)),
         update,  # pyright: ignore[reportArgumentType]  # which has no type for those that need more
     )
+
+
+def _scale_body(rate: float) -> optax.GradientTransformation:
+    """Updates of all parameters but the head's times ``rate``; no state, so checkpoints stay as they are."""
+
+    def scale(path: tuple, leaf: jax.Array) -> jax.Array:
+        of_head = jax.tree_util.keystr(path, simple=True, separator="/").startswith("head/")
+        return leaf if of_head else leaf * jnp.asarray(rate, leaf.dtype)
+
+    return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 
 
 def _frozen(patterns: tuple[str, ...], params: nnx.State) -> nnx.State:

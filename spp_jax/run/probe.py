@@ -1,0 +1,254 @@
+"""A run by `--recipe probe`: features of every picture, and a linear head over them in closed form."""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import platformdirs
+from flax import nnx
+from tqdm import tqdm
+
+from spp_jax.addresses import is_address
+from spp_jax.checkpoints import About, Checkpoints
+from spp_jax.compilation import replicated
+from spp_jax.data.records import SPLITS, Records
+from spp_jax.errors import UsageError
+from spp_jax.metrics import Agreement, merit
+from spp_jax.models.sppnet import LinearHead
+from spp_jax.run.artifacts import check_writable, write_description, write_figures, write_page
+from spp_jax.run.beginning import from_weights
+from spp_jax.run.features import (
+    Features,
+    features_key,
+    features_of,
+    features_program,
+    keep_features,
+    kept_features,
+)
+from spp_jax.run.job import Job
+from spp_jax.run.journal import Journal, write_skipped
+from spp_jax.run.training_run import TooManySkippedError
+from spp_jax.training import TrainState, configured_training
+from spp_jax.training.probe import STRENGTHS, Probe, fit_probe
+
+__all__ = ["FEATURES", "ProbeResult", "run_probe"]
+
+_log = logging.getLogger(__name__)
+FEATURES = Path(platformdirs.user_cache_dir("spp_jax")) / "features"
+"""Where features are kept."""
+_LOSSES = ("cross_entropy", "good", "huber")  # whose score is the sigmoid of the logit
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeResult:
+    """What a probe gave.
+
+    Attributes:
+        figures: of the test part.
+        probe: the head, fitted on the training part.
+        skipped: by id, why a picture was left out.
+    """
+
+    figures: Agreement
+    probe: Probe
+    skipped: dict[str, str]
+
+
+def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> ProbeResult:
+    """Fit the head of a network whose body stays as it is, and leave a checkpoint as every run does.
+
+    Features are worked out once for each network, policy and collection, for pictures and, with
+    ``config.flip``, their mirror images, and kept. The strength of the ridge is chosen by folds, by group,
+    inside the training part. The validation part only gives figures. With ``config.refit`` the head of the
+    checkpoint is fitted anew on all parts, with the figures of the one fitted on the training part.
+
+    Args:
+        job: what to do; of its schedule only the buckets count.
+        folder: to write to.
+        features_dir: where features are kept.
+
+    Raises:
+        UsageError: the network has no linear head, or the labels cannot be fitted.
+        TooManySkippedError: more pictures could not be read than allowed.
+        OSError: the folder cannot be written.
+
+    Example:
+        >>> config = RunConfig(
+        ...     recipe="probe", data="folder", model="efficientnet_lite0", init_from="imagenet",
+        ...     model_options=("maps=judging", "head=linear"), max_pixels=270_000,
+        ... )  # doctest: +SKIP
+        >>> result = run_probe(prepare(config, Path("photos")), Path("runs/probe"))  # doctest: +SKIP
+    """
+    config, began = job.config, time.perf_counter()
+    if config.loss not in _LOSSES:
+        raise UsageError(f"recipe probe fits scores: loss must be one of {', '.join(_LOSSES)}", "loss")
+    if jax.process_count() > 1:
+        raise UsageError("recipe probe runs in one process", "recipe")
+    if not is_address(folder):
+        check_writable(folder)
+    _log.info(_described(job))
+    state, graph = _network(job)
+    every, rows = _joined(job.parts)
+    images = [
+        _features(job, graph, state, every, features_dir, turn) for turn in (False, True)[: 1 + config.flip]
+    ]
+    skipped = dict(job.skipped) | {name: why for image in images for name, why in image.failed.items()}
+    for name, reason in skipped.items():
+        _log.warning(f"skipped {name}: {reason}")
+    if len(skipped) > config.max_failed * job.pictures:
+        raise TooManySkippedError(
+            f"{len(skipped)} of {job.pictures} pictures had to be skipped, more than max_failed "
+            f"{config.max_failed:g} allows"
+        )
+    probe = _fitted(every, images, rows["train"])
+    scores = _scores(probe, images[0], every)
+    parts = {split: job.parts[split].agreement(scores[rows[split]]) for split in ("validation", "test")}
+    final = _fitted(every, images, np.concatenate(list(rows.values()))) if config.refit else probe
+    _write(job, folder, state, final, probe, parts, scores[rows["validation"]], every)
+    if skipped:
+        write_skipped(folder / "skipped.csv", skipped)
+    _log.info(f"done in {time.perf_counter() - began:.0f} s; strength {probe.strengths.tolist()}")
+    return ProbeResult(parts["test"], probe, skipped)
+
+
+def _described(job: Job) -> str:
+    counts = ", ".join(f"{len(records)} {split}" for split, records in job.parts.items())
+    return (
+        f"{job.config.data}, fold {job.config.fold}: {counts} pictures\n"
+        f"{job.config.model}, a linear head over features that stay as they are; "
+        f"{len(job.schedule.plan.buckets)} buckets; on {job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
+    )
+
+
+def _network(job: Job) -> tuple[TrainState, nnx.GraphDef]:
+    """The run's variables, begun as its configuration says, and the network's static part."""
+    recipe, state = configured_training(job.config, 1, 1.0, job.marks)
+    if job.config.init_from:
+        state = from_weights(job.config, state)
+    else:
+        _log.warning("init_from is not given: the body is random, and a probe of it learns little")
+    model = nnx.merge(recipe.graph, state.model)
+    if not isinstance(model.head, LinearHead):
+        raise UsageError(
+            f"recipe probe needs a linear head, which {job.config.model} has with model_options head=linear, "
+            "or has not",
+            "recipe",
+        )
+    return state, recipe.graph
+
+
+def _joined(parts: dict[str, Records]) -> tuple[Records, dict[str, np.ndarray]]:
+    """All parts as one collection, ordered by id, so alike in every fold; and the rows of each part."""
+    owners = [(split, place) for split in SPLITS for place in range(len(parts[split]))]
+    ids = [parts[split].ids[place] for split, place in owners]
+    order = np.argsort(np.array(ids, str))
+    owners = [owners[i] for i in order]
+    rows = {split: np.empty(len(parts[split]), np.int64) for split in SPLITS}
+    for row, (split, place) in enumerate(owners):
+        rows[split][place] = row
+
+    def together(name: str) -> np.ndarray:
+        return np.concatenate([getattr(parts[split], name) for split in SPLITS])[order]
+
+    first = parts[SPLITS[0]]
+    every = dataclasses.replace(
+        first,
+        ids=tuple(ids[i] for i in order),
+        sizes=together("sizes"),
+        photo=lambda i: parts[owners[i][0]].photo(owners[i][1]),
+        scores=together("scores"),
+        good=together("good"),
+        groups=tuple(parts[split].groups[place] for split, place in owners),
+        splits=(),
+        labels={},
+        categories=(),
+        pairs=None,
+    )
+    return every, rows
+
+
+def _features(
+    job: Job, graph: nnx.GraphDef, state: TrainState, every: Records, folder: Path, mirrored: bool
+) -> Features:
+    """Of all pictures, or of their mirror images: kept ones, or worked out now, with a progress bar."""
+    variables = jax.device_put(state.model, replicated(job.mesh))
+    path = folder / f"{features_key(job.config, variables, every, mirrored)}.npz"
+    if (kept := kept_features(path, every.ids)) is not None:
+        _log.info(f"features of {len(every)} pictures are kept in {path}")
+        return kept
+    program = features_program(graph, variables, job.mesh, every)
+    what = "mirrored" if mirrored else "features"
+    with tqdm(total=len(every), unit="photo", desc=what, mininterval=1) as bar:
+        found = features_of(
+            program, variables, every, job.schedule.plan, job.mesh, mirrored=mirrored, progress=bar.update
+        )
+    keep_features(path, every.ids, found)
+    return found
+
+
+def _fitted(every: Records, images: list[Features], rows: np.ndarray) -> Probe:
+    """The head, fitted on these records, each by all of its images that could be read."""
+    read = [rows[np.isfinite(image.values[rows]).all(axis=1)] for image in images]
+    places = np.concatenate(read)
+    features = np.concatenate([image.values[some] for image, some in zip(images, read, strict=True)])
+    try:
+        return fit_probe(
+            features,
+            every.scores[places],
+            [every.groups[place] for place in places],
+            good=every.good[places],
+        )
+    except ValueError as error:
+        raise UsageError(f"no head can be fitted: {error}", "labels") from None
+
+
+def _scores(probe: Probe, image: Features, every: Records) -> np.ndarray:
+    """Of every picture, float32 in the shape of the labels; NaN where unreadable."""
+    read = np.isfinite(image.values).all(axis=1)
+    scores = np.full((len(every), probe.weights.shape[1]), np.nan, np.float32)
+    scores[read] = 1 / (1 + np.exp(-probe.logits(image.values[read])))
+    return scores.reshape(every.scores.shape)
+
+
+def _write(
+    job: Job,
+    folder: Path,
+    state: TrainState,
+    final: Probe,
+    probe: Probe,
+    parts: dict[str, Agreement],
+    validated: np.ndarray,
+    every: Records,
+) -> None:
+    """The checkpoint and what a run leaves for people."""
+    variables = nnx.clone(state.model)
+    pure = nnx.to_pure_dict(variables)
+    pure["head"]["mean"], pure["head"]["scale"] = jnp.asarray(final.mean), jnp.asarray(final.scale)
+    pure["head"]["logits"] = {"kernel": jnp.asarray(final.weights), "bias": jnp.asarray(final.bias)}
+    like = nnx.to_pure_dict(state.model)
+    nnx.replace_by_pure_dict(variables, jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), pure, like))
+    about = About.of(job.config, job.schedule.plan, job.parts["train"].digest(), job.marks)
+    figures = parts["validation"].to_dict()
+    with Checkpoints(folder) as checkpoints:
+        # No part to go on with: a fit has no steps.
+        checkpoints.save(1, variables, jnp.zeros(1), about, merit(figures))
+    with contextlib.closing(Journal(folder, 0)) as journal:
+        journal.write({"step": 1, "validation": figures})
+    write_description(job, folder)
+    write_figures(job, folder, parts["test"])
+    described = {
+        "attributes": every.attributes,
+        "strengths_tried": STRENGTHS,
+        "errors": probe.errors.tolist(),
+        "strengths": probe.strengths.tolist(),
+        "pictures": [int(n) for n in np.isfinite(probe.held_out).sum(axis=0)],
+        "refit": job.config.refit,
+    }
+    (folder / "probe.json").write_text(json.dumps(described, indent=2) + "\n")
+    write_page(job, folder, journal, validated)

@@ -1,0 +1,215 @@
+"""The probe: the closed form against plain linear algebra, and a run of it against the network it fills."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from spp_jax.config import RunConfig, UsageError
+from spp_jax.run.features import Features, keep_features, kept_features
+from spp_jax.training.probe import fit_probe
+
+
+def data(n=60, d=90, k=1, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) * rng.uniform(0.1, 5, d) + rng.normal(size=d)
+    z = (x - x.mean(0)) / x.std(0)
+    logits = z[:, : 3 * k].reshape(n, k, 3).sum(axis=2) + 0.3 * rng.normal(size=(n, k))
+    return x, 1 / (1 + np.exp(-logits)), [f"g{i // 2}" for i in range(n)]
+
+
+def ridge(z, targets, strength):
+    """Weights and intercept, by the normal equations, the intercept not shrunk."""
+    n, d = z.shape
+    design = np.concatenate([z, np.ones((n, 1))], axis=1)
+    penalty = np.diag([strength * d] * d + [0.0])
+    found = np.linalg.solve(design.T @ design + penalty, design.T @ targets)
+    return found[:-1], found[-1]
+
+
+def logit(p):
+    p = np.clip(p, 0.02, 0.98)
+    return np.log(p / (1 - p))
+
+
+@pytest.mark.parametrize("shape", [(60, 90), (80, 20)])
+def test_weights_are_those_of_the_normal_equations_but_for_the_calibration(shape):
+    x, y, groups = data(*shape)
+    probe = fit_probe(x, y, groups, strengths=(0.5,))
+    z = (x - x.mean(0)) / x.std(0)
+    weights, bias = ridge(z, logit(y[:, 0]), 0.5)
+    slope = probe.weights[:, 0] @ weights / (weights @ weights)
+    assert slope > 0
+    np.testing.assert_allclose(probe.weights[:, 0], slope * weights, rtol=1e-8, atol=1e-12)
+    expected = slope * (z @ weights)
+    np.testing.assert_allclose(np.ptp(probe.logits(x)[:, 0] - expected), 0, atol=1e-9)
+    assert bias == pytest.approx(logit(y[:, 0]).mean())
+
+
+def test_a_held_out_logit_is_that_of_a_fit_without_its_fold():
+    x, y, groups = data()
+    probe = fit_probe(x, y, groups, strengths=(0.5,), folds=30)  # a group a fold
+    z = (x - x.mean(0)) / x.std(0)
+    plain = np.empty(len(x))
+    for group in set(groups):
+        out = np.array([g == group for g in groups])
+        weights, bias = ridge(z[~out], logit(y[~out, 0]), 0.5)
+        # The strength is relative to the same penalty whatever is left out.
+        plain[out] = z[out] @ weights + bias
+    slope = np.polyfit(plain, probe.held_out[:, 0], 1)
+    np.testing.assert_allclose(np.polyval(slope, plain), probe.held_out[:, 0], atol=1e-8)
+    assert probe.errors[0, 0] == pytest.approx(((plain - logit(y[:, 0])) ** 2).mean())
+
+
+def test_attributes_are_fitted_on_the_rows_that_have_them():
+    x, y, groups = data(k=2)
+    y[:20, 0], y[40:, 1] = np.nan, np.nan
+    probe = fit_probe(x, y, groups)
+    assert (np.isnan(probe.held_out) == np.isnan(y)).all()
+    other = y.copy()
+    other[:40, 1] = 1 - other[:40, 1]
+    np.testing.assert_array_equal(fit_probe(x, other, groups).weights[:, 0], probe.weights[:, 0])
+
+
+def test_the_strength_is_the_one_that_errs_least_on_held_out_pictures():
+    x, y, groups = data()
+    tried = (1e-3, 0.3, 1e3)
+    probe = fit_probe(x, y, groups, strengths=tried)
+    assert probe.strengths[0] == tried[int(np.argmin(probe.errors[:, 0]))] < 1e3  # which says the mean of all
+    noise = np.random.default_rng(1).random(y.shape)
+    assert fit_probe(x, noise, groups, strengths=tried).strengths[0] == 1e3
+
+
+def test_calibration_spreads_scores_as_labels_are_and_keeps_their_order():
+    x, y, groups = data(n=200, d=30)
+    y = 0.4 + 0.5 * y  # most are good
+    probe = fit_probe(x, y, groups, strengths=(5.0,))
+    held = probe.held_out[:, 0]
+    assert held.std() == pytest.approx(logit(y[:, 0]).std())
+    z = (x - x.mean(0)) / x.std(0)
+    plain = z @ ridge(z, logit(y[:, 0]), 5.0)[0]
+    assert spearmanr(plain, probe.logits(x)[:, 0]).statistic == pytest.approx(1)
+    good = y[:, 0] >= 0.5
+    assert ((held >= 0) == good).mean() >= max(((held >= t) == good).mean() for t in held) - 0.05
+
+
+def test_the_same_numbers_give_the_same_head():
+    x, y, groups = data()
+    first, second = fit_probe(x, y, groups), fit_probe(x.copy(), y.copy(), groups)
+    np.testing.assert_array_equal(first.weights, second.weights)
+
+
+def test_features_that_do_not_vary_count_for_nothing():
+    x, y, groups = data()
+    x[:, 4] = 7
+    probe = fit_probe(x, y, groups)
+    assert probe.scale[4] == 0
+    assert probe.weights[4, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x, y, g: (x[:5], y, g), "of the same pictures"),
+        (lambda x, y, g: (x * np.nan, y, g), "finite"),
+        (lambda x, y, g: (x, y, ["one"] * len(g)), "two groups"),
+        (lambda x, y, g: (x, y * 0 + 0.5, g), "nothing to learn"),
+        (lambda x, y, g: (x, y * np.nan, g), "two groups"),
+    ],
+)
+def test_what_cannot_be_fitted_is_said(change, said):
+    with pytest.raises(ValueError, match=said):
+        fit_probe(*change(*data()))
+
+
+def test_kept_features_are_those_of_these_pictures(tmp_path):
+    path, ids = tmp_path / "f.npz", ("a", "b")
+    features = Features(np.array([[1, 2], [np.nan, np.nan]], np.float32), {"b": "is no picture"})
+    assert kept_features(path, ids) is None
+    keep_features(path, ids, features)
+    found = kept_features(path, ids)
+    assert found is not None
+    np.testing.assert_array_equal(found.values, features.values)
+    assert found.failed == features.failed
+    assert kept_features(path, ("a", "c")) is None
+    path.write_bytes(path.read_bytes()[:40])
+    assert kept_features(path, ids) is None
+
+
+OWN = """
+from flax import nnx
+from spp_jax.models import create_model
+from spp_jax.models.sppnet import LinearHead
+
+def small(*, levels=(1,), outputs=1, rngs):
+    model = create_model("compact", widths=(4, 6), levels=levels, outputs=outputs, rngs=rngs)
+    model.head = LinearHead(model.num_features, outputs, rngs=rngs)
+    return model
+"""
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    from conftest import png
+
+    from spp_jax.run.job import prepare
+    from spp_jax.run.probe import run_probe
+
+    folder = tmp_path_factory.mktemp("probe")
+    (folder / "own.py").write_text(OWN)
+    rng, rows = np.random.default_rng(0), ["file,score"]
+    for i in range(24):
+        level = rng.random()
+        pixels = (rng.random((20 + i % 2, 24, 3)) * 255 * level).astype(np.uint8)
+        (folder / f"{i}.png").write_bytes(png(pixels))
+        rows.append(f"{i}.png,{level:.3f}")
+    (folder / "scores.csv").write_text("\n".join(rows))
+    config = RunConfig(
+        recipe="probe",
+        data="folder",
+        model=f"{folder}/own.py:small",
+        levels=(1,),
+        buckets=1,
+        pixels_per_step=4096,
+    )
+    job = prepare(config, folder)
+    result = run_probe(job, folder / "run", features_dir=folder / "features")
+    return folder, job, result
+
+
+def test_the_checkpoint_scores_as_the_fit_does(probed):
+    from spp_jax import Scorer
+
+    folder, job, result = probed
+    test = job.parts["test"]
+    scores, failed = Scorer.from_checkpoint(folder / "run").score_records(test)
+    assert not failed
+    figures = test.agreement(scores)
+    assert dataclasses.asdict(figures)["plcc"] == pytest.approx(result.figures.plcc, abs=1e-5)
+    described = json.loads((folder / "run" / "metrics.json").read_text())
+    assert described["count"] == len(test)
+    assert (folder / "run" / "report.html").is_file()
+
+
+def test_kept_features_serve_every_fold_and_both_images(probed, monkeypatch):
+    import spp_jax.run.probe
+    from spp_jax.run.job import prepare
+
+    folder, job, _ = probed
+    assert len(list((folder / "features").glob("*.npz"))) == 2
+    monkeypatch.setattr(spp_jax.run.probe, "features_of", None)  # not to be called
+    other = prepare(dataclasses.replace(job.config, fold=1), folder)
+    result = spp_jax.run.probe.run_probe(other, folder / "second", features_dir=folder / "features")
+    assert result.figures.count == len(other.parts["test"])
+
+
+def test_a_network_without_a_linear_head_is_refused(tmp_path, probed):
+    from spp_jax.run.job import prepare
+    from spp_jax.run.probe import run_probe
+
+    folder, job, _ = probed
+    config = dataclasses.replace(job.config, model="compact", model_options=("widths=(4,6)", "hidden=4"))
+    with pytest.raises(UsageError, match="linear head"):
+        run_probe(prepare(config, folder), tmp_path / "run", features_dir=tmp_path)
