@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.summary import scalar
 
 from spp_jax.addresses import is_address
@@ -151,10 +151,9 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
     texts = path.read_text(errors="replace").splitlines() if path.is_file() else []
     lines: dict[tuple[int, bool], dict[str, Any]] = {}
     for number, text in enumerate(texts, 1):
-        try:
+        line: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
             line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
         if not _is_line(line):
             if number < len(texts):
                 _log.warning(f"{path}, line {number}, is no line of a journal: it is left out")
@@ -170,8 +169,11 @@ def _is_line(line: Any) -> bool:
     if not isinstance(skipped, dict) or not all(isinstance(reason, str) for reason in skipped.values()):
         return False
     if "validation" in line:
-        known = isinstance(judged, dict) and "loss" in judged
-        return known and all(_is_number(judged.get(name)) for name in ("loss", "accuracy", "srcc"))
+        return (
+            isinstance(judged, dict)
+            and "loss" in judged
+            and all(_is_number(judged.get(name)) for name in ("loss", "accuracy", "srcc"))
+        )
     named = ("loss", "accuracy", "pictures")
     return all(name in line and _is_number(line[name]) for name in named)
 
