@@ -56,10 +56,11 @@ def run_program(name: str, options: type, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         _said(name, "interrupted; if anything was saved, run it again with --resume", INTERRUPTED)
         return _left(INTERRUPTED)
-    except RuntimeError as error:
-        if "Unable to initialize backend" not in str(error):
+    except (RuntimeError, AssertionError):  # by JAX, the latter where not even a plugin is there
+        if _has_device():
             raise
-        return _said(name, f"{_line(error)} (JAX_PLATFORMS says which is asked for)", WRONG_USE)
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        return _said(name, f"JAX finds no device: JAX_PLATFORMS is {asked!r}, and there is none", WRONG_USE)
     finally:
         log.removeHandler(shown)
         log.setLevel(level)
@@ -120,7 +121,7 @@ class _Unbroken:
 
 def _streams() -> tuple[Any, Any]:
     """Standard output and error; in place of one that was closed before the start, none that says so."""
-    given = [open(os.devnull, "w") if s is None else s for s in (sys.stdout, sys.stderr)]  # noqa: SIM115
+    given: list[Any] = [open(os.devnull, "w") if s is None else s for s in (sys.stdout, sys.stderr)]  # noqa: SIM115
     for stream in given:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names need not be text
@@ -142,8 +143,11 @@ def _leave(status: int) -> None:
         os._exit(status)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _has_device() -> bool:
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):
+        return False
 
 
 def _said(name: str, message: str, status: int) -> int:

@@ -112,7 +112,10 @@ class _Board:
             folder.mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
             if step:
-                from tensorboardX.proto.event_pb2 import Event, SessionLog
+                from tensorboardX.proto.event_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
+                    Event,
+                    SessionLog,
+                )
 
                 started = SessionLog(status=SessionLog.START)
                 self._events.write_event(Event(step=step + 1, session_log=started, wall_time=time.time()))
@@ -120,7 +123,7 @@ class _Board:
     def write(self, line: dict[str, Any]) -> None:
         if self._events is None:
             return
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import scalar
 
         checked = "validation" in line
@@ -162,10 +165,9 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
     texts = path.read_text(errors="replace").splitlines() if path.is_file() else []
     lines: dict[tuple[int, bool], dict[str, Any]] = {}
     for number, text in enumerate(texts, 1):
-        try:
+        line: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
             line = json.loads(text)
-        except (ValueError, RecursionError):
-            line = None
         if not _is_line(line):
             if number < len(texts):
                 _log.warning(f"{path}, line {number}, is no line of a journal: it is left out")
@@ -181,8 +183,11 @@ def _is_line(line: Any) -> bool:
     if not isinstance(skipped, dict) or not all(isinstance(reason, str) for reason in skipped.values()):
         return False
     if "validation" in line:
-        known = isinstance(judged, dict) and "loss" in judged
-        return known and all(_is_number(judged.get(name)) for name in ("loss", "accuracy", "srcc"))
+        return (
+            isinstance(judged, dict)
+            and "loss" in judged
+            and all(_is_number(judged.get(name)) for name in ("loss", "accuracy", "srcc"))
+        )
     named = ("loss", "accuracy", "pictures")
     return all(name in line and _is_number(line[name]) for name in named)
 
