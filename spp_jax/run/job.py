@@ -177,6 +177,9 @@ def _plan(
             raise DoesNotHoldError(str(error)) from None
         return given
     bucketing = config.bucketing
+    if config.buckets == "auto" and config.steps:  # which say how often a picture is seen, and not the epochs
+        passes = config.steps * config.pixels_per_step / int(sizes.prod(axis=1).sum())
+        bucketing["compilation_price"] = COMPILATION_PRICE / passes
     if train.pairs is not None:  # both of a pair are in one batch
         bucketing["batch_multiple"] = math.lcm(2, config.batch_multiple)
     plan = plan_buckets(sizes, **bucketing)
