@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from spp_jax.buckets import Bucket, BucketPlan, plan_buckets
+from spp_jax.buckets import COMPILATION_PRICE, Bucket, BucketPlan, plan_buckets
 from spp_jax.compilation import data_mesh
 from spp_jax.config import RunConfig
 from spp_jax.data import load_dataset
