@@ -93,7 +93,7 @@ def answer(file: BinaryIO, wish: Wish, decoding: Decoding) -> tuple[tuple[int, .
         if not wish.pixels:
             return (height, width), None
         _check_recorded((height, width), wish)
-        wanted = tuple(wish.size) if wish.size else (height, width)
+        wanted = (wish.size[0], wish.size[1]) if wish.size else (height, width)
         if not isinstance(source, Image.Image):
             source = raw.develop(file, wanted)
         picture = finish(source, wanted, wish, decoding)
@@ -118,7 +118,7 @@ def finish(picture: Image.Image, wanted: tuple[int, int], wish: Wish, decoding: 
     At most 12 bytes a pixel of the file are in use at a time: the picture as decoded and one copy of it.
     """
     orientation = _orientation(picture)
-    stored = wanted[::-1] if orientation not in _SWAPPED else wanted
+    stored = wanted if orientation in _SWAPPED else (wanted[1], wanted[0])
     if stored[0] < picture.width:  # a JPEG decoder can give a half, quarter or eighth
         needed = [2 * side for side in stored]
         if decoding.input == "crop":  # of which 7/8 of the shorter side are used
