@@ -2,11 +2,11 @@
 
     python benchmarks/judges.py --photos PHOTOS [--features-dir DIR]
 
-Protocol. Each set of `spp_jax/data/judged_photos.py` is cut at random into 80 % and 20 %, ten times (seeds 0
-to 9), each picture a group of its own. On the 80 % of all sets together a head is fitted as the judges are, the
-strength of the ridge by five folds inside them; the figures are of the 20 % of each set, and of each kind of
-its pictures: means over the ten, and the standard deviation in brackets. `alone`: the same, fitted on that set
-alone. Good is a score of at least .5; of BIQ2021, after its scores are brought to the scale of LIVE In the Wild.
+Protocol. Each set of `spp_jax/data/judged_photos.py` is cut at random into 80 % and 20 %, ten times (seeds
+0 to 9), each picture a group of its own. On the 80 % of all sets together a head is fitted as the judges are,
+the strength of the ridge by five folds inside them; the figures are of the 20 % of each set, and of each kind
+of its pictures: means over the ten, and the standard deviation in brackets. `alone`: the same, fitted on that
+set alone. Good is a score of at least .5; of BIQ2021, after it is brought to the scale of LIVE In the Wild.
 """
 
 import argparse
