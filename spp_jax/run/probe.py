@@ -181,9 +181,7 @@ def job_features(job: Job, features_dir: Path = FEATURES) -> tuple[Records, list
     return every, _images(job, graph, state, every, features_dir)
 
 
-def _images(
-    job: Job, graph: nnx.GraphDef, state: TrainState, every: Records, folder: Path
-) -> list[Features]:
+def _images(job: Job, graph: nnx.GraphDef, state: TrainState, every: Records, folder: Path) -> list[Features]:
     turns = (False, True) if job.config.flip else (False,)
     return [_features(job, graph, state, every, folder, mirrored) for mirrored in turns]
 
