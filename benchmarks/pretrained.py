@@ -4,11 +4,11 @@
 
 Protocol. Each set is a folder that `--data folder` reads. The network is that of the judges
 (checkpoints/judges); systems differ in what it is given. `whole`: pictures at their shape, of at most
-270,000 pixels. `warp`, `crop`, `pad`: squares of 224 a side, as `--input` makes them. `warp-same`: warped to a
-square of 512, about the whole picture's pixels. Ten random cuts into 80 % and 20 % (seeds 0 to 9), the same
+270,000 pixels. `warp`, `crop`, `pad`: squares of 224 a side, as `--input` makes them. `warp-same`: warped to
+a square of 512, about the whole picture's pixels. Ten random cuts into 80 % and 20 % (seeds 0 to 9), the same
 for all systems. The head is fitted on the 80 %, to ranks within each kind of picture, its strength chosen
-inside them. The figure is SRCC on the 20 %, within each kind, weighted by its pictures. Differences to `whole`
-are paired, with 95 % intervals that allow for overlapping training parts (Nadeau and Bengio 2003).
+inside them. The figure is SRCC on the 20 %, within each kind, weighted by its pictures. Differences to
+`whole` are paired, with 95 % intervals that allow for overlapping training parts (Nadeau and Bengio 2003).
 """
 
 import argparse
