@@ -42,6 +42,8 @@ SHAPES = (
     "4x64x96x512",
     "1x128x192x512",
 )
+TPU_SHAPES = ((16, 128, 192, 512), (64, 48, 128, 512), (64, 64, 64, 512), (256, 32, 32, 512))
+"""Maps whose traffic a TPU's compiler is asked for."""
 Contenders = dict[str, Callable[[], Any]]
 
 
@@ -55,7 +57,7 @@ class Options:
     """Maps to time, batch x height x width x channels."""
     reduce: str = "max"
     """The reduction that is timed: a name from spp_jax.pooling.reductions.REDUCTIONS. Rivals run for max."""
-    windows: int = 256
+    windows: tuple[int, ...] = (256, 1000)
     """Windows of one 64x96x512 map."""
     out: Path | None = None
     """Folder for pooling.json and pooling.png."""
@@ -221,19 +223,19 @@ def time_shape(shape: tuple[int, ...], options: Options) -> dict[str, dict[str, 
     }
 
 
-def time_windows(options: Options) -> dict[str, float]:
+def time_windows(options: Options, count: int) -> dict[str, float]:
     """Seconds for all windows of one map, and megabytes of temporaries."""
     rng = np.random.default_rng(0)
     height, width, channels = 64, 96, 512
     host = rng.normal(size=(1, height, width, channels)).astype(np.float32)
     x = jnp.asarray(host)
     extent = np.array([height, width])
-    low = rng.integers(0, extent - 7, (options.windows, 2))
+    low = rng.integers(0, extent - 7, (count, 2))
     high = rng.integers(low + 8, extent + 1)
     windows = np.stack([low, high], 1)[None].astype(np.int32)
     every = jax.jit(functools.partial(pool_windows, levels=LEVELS, reduce=options.reduce))
     boxes = jnp.asarray(windows)
-    single = [boxes[:, i : i + 1] for i in range(options.windows)]
+    single = [boxes[:, i : i + 1] for i in range(count)]
     contenders: Contenders = {
         "pool_windows": lambda: jax.block_until_ready(every(x, boxes)),
         "one jit call per window": lambda: jax.block_until_ready([every(x, box) for box in single]),
@@ -367,20 +369,22 @@ def main() -> None:
         shape = tuple(map(int, name.split("x")))
         times[name] = time_shape(shape, options)
         print_times(shape, times[name])
-    windows = time_windows(options)
-    print(f"\n{options.windows} windows of 64x96x512:")
-    for name, value in windows.items():
-        unit = f"{value:9.1f}" if name.endswith("MB") else f"{value * 1e3:9.1f} ms"
-        print(f"    {name:30s}{unit}")
+    windows = {}
+    for count in options.windows:
+        windows[count] = time_windows(options, count)
+        print(f"\n{count} windows of 64x96x512:")
+        for name, value in windows[count].items():
+            unit = f"{value:9.1f}" if name.endswith("MB") else f"{value * 1e3:9.1f} ms"
+            print(f"    {name:30s}{unit}")
     compilation = time_compilation(options)
     print("\nseconds to compile:")
     for name, seconds in compilation.items():
         print(f"    {name:36s}{seconds:6.2f}")
     programs = {str(device.platform): count_costs(options, device, (4, 64, 96, 512), jnp.float32)}
     if tpu := tpu_device():
-        programs["TPU v5e, 16x128x192x512 bfloat16"] = count_costs(
-            options, tpu, (16, 128, 192, 512), jnp.bfloat16
-        )
+        for shape in TPU_SHAPES:
+            name = f"TPU v5e, {'x'.join(map(str, shape))} bfloat16"
+            programs[name] = count_costs(options, tpu, shape, jnp.bfloat16)
     for name, rows in programs.items():
         print(f"\ncost_analysis, {name}:")
         for program, row in rows.items():
@@ -388,7 +392,7 @@ def main() -> None:
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         described = {
-            "version": 1,
+            "version": 2,
             "jax": jax.__version__,
             "device": device.device_kind,
             "cores": os.cpu_count(),

@@ -27,6 +27,7 @@ Sizes: TypeAlias = np.ndarray | Sequence[Sequence[int]]
 Counts: TypeAlias = np.ndarray | Sequence[int]
 
 _FORMAT = 1
+_MOST_PIXELS = 2**31 - 1  # which index of an array a compiler takes
 _CELLS, _PLACES = 96**2, 2**11  # the search's grid has at most this many: its time grows with them
 _MORE = 4  # buckets beyond those allowed, from which the search comes down again
 _AUTO = 32  # buckets at most, where the price decides: more save a few hundredths, and are searched for long
@@ -156,9 +157,12 @@ class BucketPlan:
                 raise ValueError("its shapes and batch sizes are not all integers")
             if not all(type(bucket.both_orientations) is bool for bucket in buckets):
                 raise ValueError("both_orientations is not true or false in all its buckets")
+            if any(math.prod(bucket.shape) * bucket.batch_size > _MOST_PIXELS for bucket in buckets):
+                raise ValueError(f"a batch has more than {_MOST_PIXELS:,} pixels")
             return cls(tuple(buckets))
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"this is no bucket plan: {type(error).__name__}: {error}") from None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            said = " ".join(str(error).split())[:300]
+            raise ValueError(f"this is no bucket plan: {type(error).__name__}: {said}") from None
 
     def draw(
         self,

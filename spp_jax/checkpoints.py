@@ -43,7 +43,7 @@ class About(NamedTuple):
         plan: its buckets and batch sizes.
         records: digest of the training records.
         marks: the score that each mark of their votes stands for; empty where they are not used.
-        parts: for a model or a loss that is no part of this package, a digest of its source file.
+        parts: for a model, loss or reduction that is no part of this package, a digest of its source file.
     """
 
     config: RunConfig
@@ -55,7 +55,9 @@ class About(NamedTuple):
     @classmethod
     def of(cls, config: RunConfig, plan: BucketPlan, records: str, marks: tuple[float, ...] = ()) -> "About":
         """What a run says of itself now, its foreign parts as they are on the disk."""
-        digests = {name: fingerprint(name) for name in (config.model, *config.loss.split("+"))}
+        digests = {
+            name: fingerprint(name) for name in (config.model, *config.loss.split("+"), *config.reduce)
+        }
         foreign = {name: digest for name, digest in digests.items() if digest is not None}
         return cls(config, plan, records, marks, foreign)
 

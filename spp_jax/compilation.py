@@ -11,6 +11,7 @@ import importlib.util
 import logging
 import os
 import stat
+import tempfile
 import threading
 import time
 import warnings
@@ -33,6 +34,7 @@ __all__ = [
     "Compiled",
     "DoesNotFitError",
     "abstract",
+    "compiles_still",
     "data_mesh",
     "default_cache_dir",
     "device_memory",
@@ -41,9 +43,13 @@ __all__ = [
     "quick_flags",
     "replicated",
     "use_compilation_cache",
+    "user_folder",
     "warn_of_compilations",
     "watch_compilations",
 ]
+
+
+_log = logging.getLogger(__name__)
 
 
 def quick_flags(level: int, environment: Mapping[str, str] = os.environ) -> str:
@@ -125,7 +131,7 @@ class BucketExecutables:
         Raises:
             DoesNotFitError: at the end, and names every bucket that the compiler refused.
         """
-        pool = concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0)), "compile")
+        cores = threading.Semaphore(len(os.sched_getaffinity(0)))
         waiting: set[concurrent.futures.Future] = set()
         refused = []
 
@@ -141,13 +147,14 @@ class BucketExecutables:
                 if bucket in self._compiled:
                     yield self._compiled[bucket]
                     continue
-                waiting.add(pool.submit(self._compile, bucket, *self._lower(bucket)))
+                waiting.add(_in_thread(cores, self._compile, bucket, *self._lower(bucket)))
                 done = {future for future in waiting if future.done()}
                 waiting -= done
                 yield from ready(done)
             yield from ready(concurrent.futures.as_completed(waiting))
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in waiting:
+                future.cancel()
         if refused:
             raise DoesNotFitError("; ".join(refused))
 
@@ -168,6 +175,33 @@ class BucketExecutables:
         seconds += time.perf_counter() - start
         self._compiled[bucket] = Compiled(bucket, call, seconds, _planned_bytes(call))
         return self._compiled[bucket]
+
+
+_COMPILES = "compile"
+
+
+def _in_thread(
+    cores: threading.Semaphore, work: Callable[..., Any], *arguments: Any
+) -> concurrent.futures.Future:
+    """What the work gives, once a core was free for it. No pool: at its end Python waits for those."""
+    future: concurrent.futures.Future = concurrent.futures.Future()
+
+    def run() -> None:
+        with cores:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(work(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
+    threading.Thread(target=run, name=_COMPILES, daemon=True).start()
+    return future
+
+
+def compiles_still() -> bool:
+    """Whether a compilation that nobody waits for is under way."""
+    return any(thread.name == _COMPILES for thread in threading.enumerate())
 
 
 def _planned_bytes(compiled) -> int | None:
@@ -236,9 +270,18 @@ def abstract(tree: Any, shardings: Any) -> Any:
 
 def default_cache_dir() -> str:
     """``$JAX_COMPILATION_CACHE_DIR`` where it is set, else a folder of the user's own."""
-    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(
-        Path(platformdirs.user_cache_dir("spp_jax")) / "xla"
-    )
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(user_folder() / "xla")
+
+
+def user_folder() -> Path:
+    """Where this user's caches of this package are; of an account without a home, in the temporary folder."""
+    try:
+        folder = Path(platformdirs.user_cache_dir("spp_jax"))
+        if folder.is_absolute():
+            return folder
+    except (RuntimeError, KeyError, OSError):  # no home is known
+        pass
+    return Path(tempfile.gettempdir()) / f"spp_jax-{os.getuid()}"
 
 
 def use_compilation_cache(folder: str | os.PathLike[str]) -> None:
@@ -246,12 +289,21 @@ def use_compilation_cache(folder: str | os.PathLike[str]) -> None:
 
     Programs that compile fast are kept as well: they are many. JAX runs what it finds there, so a folder
     that is made here is private to the user; one that is shared by several hosts, or an address such as
-    ``gs://...``, is taken as it is, with a warning where others may write to it.
+    ``gs://...``, is taken as it is, with a warning where others may write to it. Where none can be written,
+    that is said, and nothing is kept.
     """
     if "://" not in str(folder):
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        about = folder.stat()
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            about = folder.stat()
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except (OSError, ValueError) as error:  # or a name that no folder can have
+            _log.warning(f"compiled programs are not kept for the next start (cache_dir): {error}")
+            jax.config.update("jax_compilation_cache_dir", None)
+            compilation_cache.reset_cache()
+            return
         if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or about.st_uid not in (0, os.getuid()):
             warnings.warn(f"others may write programs to {folder}, and they will be run", stacklevel=2)
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -6,6 +6,8 @@ line is made from the same fields: their documentation is the help text.
 
 import dataclasses
 import json
+import math
+import typing
 from typing import Any, Literal
 
 import numpy as np
@@ -63,6 +65,8 @@ _RECIPES = ("train", "probe", "finetune")
 AS_IT_WAS: dict[str, Any] = {}
 """For each field whose default is not what runs did before there was the field: what they did."""
 
+_MOST = 2**62  # of any integer here
+
 ANY_SIZE = Decoding(refuse_pixels=2**62)
 """Refuses no size: for facts about pictures that are kept, whatever a later run refuses."""
 
@@ -110,6 +114,11 @@ class RunConfig:
     widths=(16,32)."""
     levels: tuple[int, ...] = (1, 2, 4)
     """The pyramid: bins per side, level by level."""
+    reduce: tuple[str, ...] = ()
+    """What is done to the cells of a bin: max, mean, deviation and others, or file.py:thing of your own; each
+    gives its own features. None given: the network's own."""
+    rule: str = "adaptive"
+    """Where the bins lie, as spp_jax.pooling.bins describes: adaptive is the paper's and torch's."""
     epochs: int = 30
     """Passes over the training part."""
     steps: int | None = None
@@ -197,6 +206,7 @@ class RunConfig:
         for name in ("data", "model", "loss"):  # of the user's own: found from every folder
             parts = getattr(self, name).split("+") if name == "loss" else [getattr(self, name)]
             object.__setattr__(self, name, "+".join(map(absolute, parts)))
+        object.__setattr__(self, "reduce", tuple(map(absolute, self.reduce)))
         for name in (
             "epochs",
             "pixels_per_step",
@@ -217,7 +227,8 @@ class RunConfig:
         self._require("scales", sound, "one or more numbers above 0, at most 4")
         self._require("background", all(0 <= c <= 255 for c in self.background), "three numbers, 0 to 255")
         self._require("max_failed", 0 <= self.max_failed <= 1, "in [0, 1]")
-        self._require("seed", self.seed >= 0, "at least 0")
+        self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2**32")
+        self._require("levels", max(self.levels) <= 64, "at most 64 bins a side")
         for name, known in (
             ("recipe", _RECIPES),
             ("optimizer", _OPTIMIZERS),
@@ -284,7 +295,7 @@ class RunConfig:
         :data:`AS_IT_WAS` where it is there, else its default.
 
         Raises:
-            UsageError: a field is unknown: a later version wrote it.
+            UsageError: a field is unknown, as a later version wrote it, or of another type.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(set(fields) - known):
@@ -293,7 +304,12 @@ class RunConfig:
                 f"{', '.join(unknown)} this one does not know: install that version"
             )
         values = {k: v for k, v in AS_IT_WAS.items() if k in known} | fields
-        return cls(**{name: _hashable(value) for name, value in values.items()})
+        values = {name: _hashable(value) for name, value in values.items()}
+        types = typing.get_type_hints(cls)
+        for name, value in values.items():
+            if not _is_of(value, types[name]):
+                raise UsageError(f"{name} cannot be {str(value)[:80]}", name)
+        return cls(**values)
 
     def differences(self, other: "RunConfig") -> tuple[list[str], list[str]]:
         """The fields in which two configurations differ, as ``name: mine, not theirs``.
@@ -309,6 +325,22 @@ class RunConfig:
                     f"{name}: {json.dumps(mine[name])}, not {json.dumps(theirs[name])}"
                 )
         return told
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value from JSON is of an annotated type."""
+    inner = typing.get_args(kind)
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, tuple) or (inner[-1] is not ... and len(value) != len(inner)):
+            return False
+        return all(_is_of(item, inner[0]) for item in value)
+    if inner:  # this or that
+        return any(_is_of(value, one) for one in inner)
+    if kind is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    if kind is int:
+        return type(value) is int and abs(value) <= _MOST
+    return type(value) is kind
 
 
 def _hashable(value: Any) -> Any:

@@ -183,11 +183,11 @@ def _shifted_back(window: _Window, extent: tuple[int, int], out: jax.Array, kern
     ]
     rows, columns = axes
     out, kernel = _wide(lax.pad(out, jnp.zeros((), dtype), _edges([rows.edges, columns.edges])), kernel)
-    nothing = jnp.zeros((out.shape[0], rows.length, columns.length, out.shape[3]), out.dtype)
+    nothing = jnp.zeros((out.shape[0], rows.cells, columns.cells, out.shape[3]), out.dtype)
 
     def phase(down: Sequence[tuple[int, int]], across: Sequence[tuple[int, int]]) -> jax.Array:
         products = (
-            out[:, u : u + rows.length, v : v + columns.length] * kernel[i, j]
+            out[:, u : u + rows.cells, v : v + columns.cells] * kernel[i, j]
             for i, u in down
             for j, v in across
         )
@@ -197,7 +197,7 @@ def _shifted_back(window: _Window, extent: tuple[int, int], out: jax.Array, kern
         [jnp.stack([phase(down, across) for across in columns.taps], 3) for down in rows.taps], 2
     )
     batch, *_, channels = nothing.shape
-    whole = phases.reshape(batch, rows.length * len(rows.taps), columns.length * len(columns.taps), channels)
+    whole = phases.reshape(batch, rows.cells * len(rows.taps), columns.cells * len(columns.taps), channels)
     return whole[:, : extent[0], : extent[1]].astype(dtype)
 
 
@@ -205,27 +205,27 @@ class _Phases(NamedTuple):
     """Of one axis: which cells of the kernel meet which of the output, for each phase of the stride.
 
     Attributes:
-        length: cells of a phase.
+        cells: of a phase.
         edges: zeros before and behind the output.
         taps: for each phase, pairs of a cell of the kernel and where in the output, so padded, it begins.
     """
 
-    length: int
+    cells: int
     edges: tuple[int, int]
     taps: list[list[tuple[int, int]]]
 
     @classmethod
-    def of(cls, size: int, cells: int, stride: int, low: int, have: int) -> "_Phases":
+    def of(cls, size: int, window: int, stride: int, low: int, have: int) -> "_Phases":
         # Cell `phase + stride * p` of the images is cell `i` of the window that stands at `p + u`.
         taps = [
-            [(i, (phase + low - i) // stride) for i in range(cells) if not (phase + low - i) % stride]
+            [(i, (phase + low - i) // stride) for i in range(window) if not (phase + low - i) % stride]
             for phase in range(stride)
         ]
-        count = -(-size // stride)
+        cells = -(-size // stride)
         begins = [u for within in taps for _, u in within]
         before = max(0, -min(begins))
-        behind = max(0, count + max(begins) - have)
-        return cls(count, (before, behind), [[(i, u + before) for i, u in within] for within in taps])
+        behind = max(0, cells + max(begins) - have)
+        return cls(cells, (before, behind), [[(i, u + before) for i, u in within] for within in taps])
 
 
 def _summed(window: _Window, cells: tuple[int, int], images: jax.Array, out: jax.Array) -> jax.Array:

@@ -179,7 +179,8 @@ def merit(figures: Mapping[str, Any]) -> float:
     Args:
         figures: as :meth:`Agreement.to_dict` gives them.
     """
-    return next((figures[name] for name in ("srcc", "krcc") if figures[name] is not None), -1.0)
+    known = (figures.get(name) for name in ("srcc", "krcc"))
+    return next((figure for figure in known if figure is not None), -1.0)
 
 
 def pair_agreement(scores: np.ndarray, rows: np.ndarray, shares: np.ndarray) -> PairAgreement:

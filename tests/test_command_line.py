@@ -395,7 +395,6 @@ class TestTrain:
             ([*QUICK, "--epochs", "0"], "--epochs must be at least 1, not 0"),
             ([*QUICK, "--epochs", "many"], "many"),
             (["--nosuch"], "nosuch"),
-            (["--resume"], "holds no checkpoint of a run"),
         ],
     )
     def test_wrong_use_is_said_in_a_line_with_status_2(self, call, tmp_path, arguments, said):
@@ -512,7 +511,7 @@ class TestEvaluate:
         )
         assert status == 3
         lines = printed.splitlines()
-        assert [Path(line.split(maxsplit=1)[1]).name for line in lines] == ["b.png", "a.PNG"]
+        assert sorted(Path(line.split(maxsplit=1)[1]).name for line in lines) == ["a.PNG", "b.png"]
         assert all(0 <= float(line.split()[0]) <= 1 for line in lines)
         assert f"skipped {tmp_path / 'text.jpg'}: is no picture in a format that can be read" in said
         assert "small.png: is 4 pixels high and 40 wide, smaller than the model takes" in said
@@ -611,6 +610,7 @@ def test_a_damaged_checkpoint_is_said_in_a_line_by_both_programs_and_left_as_it_
         about = latest / "about" / "metadata"
         fields = json.loads(about.read_text())
         fields["config"]["levels"] = [1, 2]
+        del fields["digest"]
         about.write_text(json.dumps(fields))
     files = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     for program, arguments in (
@@ -682,24 +682,23 @@ sys.exit(train.main(sys.argv[1:]))
         return folder
 
     @pytest.mark.slow
-    def test_killed_ten_times_at_random_it_ends_with_the_very_parameters(
+    def test_killed_twenty_times_at_random_by_one_command_line_it_ends_with_the_very_parameters(
         self, uninterrupted, cache, tmp_path
     ):
         folder, rng = tmp_path / "run", np.random.default_rng()  # other moments each time
-        arguments = [*QUICK, "--steps", str(self.STEPS), "--save-every", "10"]
-        for _ in range(10):
+        arguments = [*QUICK, "--steps", str(self.STEPS), "--save-every", "10", "--resume"]
+        for number in range(20):
             before = len(read_journal(folder))
             process = self.start(folder, cache, *arguments)
             ends = time.monotonic() + 300
-            # From the moment on that it trains: a kill before loses nothing that one after does not.
-            while len(read_journal(folder)) <= before and process.poll() is None and time.monotonic() < ends:
+            # Every other one from when it trains on; the others in the first seconds, whatever it does then.
+            while number % 2 and len(read_journal(folder)) <= before and process.poll() is None:
+                assert time.monotonic() < ends
                 time.sleep(0.005)
-            time.sleep(rng.uniform(0, 0.5))
+            time.sleep(rng.uniform(0, 0.5 if number % 2 else 15))
             process.kill()
             process.communicate(timeout=60)
-            if (folder / "checkpoints").is_dir() and "--resume" not in arguments:
-                arguments = ["--resume"]
-        self.ends_as(uninterrupted, folder, cache)
+        self.ends_as(uninterrupted, folder, cache, *arguments)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -709,9 +708,9 @@ sys.exit(train.main(sys.argv[1:]))
         assert status == {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 75}[number]
         self.ends_as(uninterrupted, folder, cache)
 
-    def ends_as(self, uninterrupted, folder, cache):
+    def ends_as(self, uninterrupted, folder, cache, *arguments):
         """Go on with the run, and compare."""
-        process = self.start(folder, cache, "--resume")
+        process = self.start(folder, cache, *(arguments or ["--resume"]))
         _, said = process.communicate(timeout=240)
         assert process.returncode == 0, said
         jax.tree.map(np.testing.assert_array_equal, final_variables(folder), final_variables(uninterrupted))

@@ -17,7 +17,7 @@ from spp_jax.addresses import path_at
 from spp_jax.config import Decoding
 from spp_jax.data import list_datasets, load_dataset, scanning
 from spp_jax.data.columns import read_columns, write_columns
-from spp_jax.data.decoding import decode
+from spp_jax.data.decoding import UnreadableError, decode
 from spp_jax.data.records import split_records
 from spp_jax.errors import UsageError
 
@@ -765,3 +765,46 @@ def test_damaged_columns_are_taken_for_none(tmp_path, seed):
     path.write_bytes(content)
     columns = read_columns(path, 1)
     assert columns is None or set(columns) <= {"name", "size"}
+
+
+def prepared(data_dir: Path) -> tuple[Path, Path]:
+    """The one file of records, and the folder it is in."""
+    (file,) = [path for path in data_dir.rglob("*.array_record*") if "manual" not in path.parts]
+    return file, file.parent
+
+
+def test_a_damaged_record_of_a_prepared_data_set_costs_its_picture(download, tmp_path):
+    download("live_wild")
+    records, _, _ = load("live_wild", tmp_path)
+    whole = [records.photo(i) for i in range(len(records))]
+    file, folder = prepared(tmp_path)
+    content = bytearray(file.read_bytes())
+    place = content.find(bytes(whole[1])[100:140])  # pyright: ignore[reportArgumentType]
+    assert place > 0
+    content[place] ^= 0xFF
+    file.write_bytes(content)
+    records, skipped, _ = load("live_wild", tmp_path)
+    assert not skipped
+    damaged = 0
+    for i, photo in enumerate(whole):
+        try:
+            assert records.photo(i) == photo
+        except UnreadableError as error:
+            damaged += 1
+            assert f"remove {folder} to prepare it anew" in str(error)  # noqa: PT017
+    assert damaged == 1
+
+
+@pytest.mark.parametrize("what", ["records", "dataset_info.json"])
+def test_a_prepared_data_set_that_lacks_something_is_said_in_a_line(download, tmp_path, what):
+    download("live_wild")
+    load("live_wild", tmp_path)
+    file, folder = prepared(tmp_path)
+    (folder / "index.npz").unlink()
+    if what == "records":
+        file.write_bytes(file.read_bytes()[:1000])
+    else:
+        (folder / what).unlink()
+    with pytest.raises(UsageError, match="remove it to prepare it anew") as caught:
+        load("live_wild", tmp_path)
+    assert "\n" not in str(caught.value)

@@ -122,8 +122,9 @@ def test_under_vmap_it_gives_each_its_own(x64):
     images, weights = arrays((6, 5), (3, 3), batch=6)
     weights = np.stack([weights, -2 * weights, weights[::-1]])
     images = images.reshape(3, 2, *images.shape[1:])
-    convolve = functools.partial(depthwise_conv, padding=((1, 1), (1, 1)))
-    found = jax.vmap(convolve)(jnp.asarray(images), jnp.asarray(weights))
+    found = jax.vmap(functools.partial(depthwise_conv, padding=((1, 1), (1, 1))))(
+        jnp.asarray(images), jnp.asarray(weights)
+    )
     for n in range(3):
         expected = loop(images[n], weights[n], (1, 1), ((1, 1), (1, 1)))
         np.testing.assert_allclose(found[n], expected, atol=1e-12)
@@ -133,7 +134,8 @@ def test_under_vmap_it_gives_each_its_own(x64):
 def test_torch_gives_the_same(size, kernel, strides, padding):
     torch = pytest.importorskip("torch", reason="the comparison with torch needs the extra 'compare'")
     images, weights = (array.astype(np.float32) for array in arrays(size, kernel))
-    out, pull = jax.vjp(functools.partial(depthwise_conv, strides=strides, padding=padding), images, weights)
+    forward = functools.partial(depthwise_conv, strides=strides, padding=padding)
+    out, pull = jax.vjp(forward, jnp.asarray(images), jnp.asarray(weights))
     leaves = [torch.tensor(array, requires_grad=True) for array in (images, weights)]
     (top, bottom), (left, right) = padding
     padded = torch.nn.functional.pad(leaves[0].permute(0, 3, 1, 2), (left, right, top, bottom))

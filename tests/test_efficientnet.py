@@ -143,7 +143,7 @@ def narrow(**options) -> SPPNet:
         ),
     )
     model = SPPNet(
-        Stages(stages, maps=[pyramid.stage for pyramid in maps]),
+        Stages(stages),
         lambda bins, features: LinearHead(bins * features, 2, rngs=nnx.Rngs(0)),
         features=8,
         levels=(1,),
@@ -164,9 +164,9 @@ def test_a_head_over_several_maps_is_exact_on_padded_batches_of_both_orientation
 
 def test_the_head_is_given_each_maps_own_pyramid_in_order():
     model = narrow()
-    images = np.random.default_rng(0).uniform(size=(2, 12, 9, 3)).astype(np.float32)
-    vectors = np.asarray(model.features(jnp.asarray(images)))
-    last, first, third = model.body(Padded.whole(model._normalize(jnp.asarray(images))))
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 12, 9, 3)), jnp.float32)
+    vectors = np.asarray(model.features(images))
+    last, first, third = model.body(Padded.whole(model._normalize(images)))
     pool = functools.partial(
         lambda x, *args, **kw: pyramid_pool_reference(np.asarray(x.values, float), *args, **kw)
     )
@@ -196,11 +196,24 @@ def test_the_power_of_features_keeps_their_sign_and_has_a_finite_gradient_at_0()
 
 def test_the_networks_of_before_give_their_features_flat():
     model = create_model("compact", widths=(4, 6), hidden=3, rngs=nnx.Rngs(0))
-    images = np.random.default_rng(0).uniform(size=(2, 40, 33, 3)).astype(np.float32)
+    images = jnp.asarray(np.random.default_rng(0).uniform(size=(2, 40, 33, 3)), jnp.float32)
     vectors = model.features(images)
     assert vectors.shape == (2, model.num_features) == (2, 21 * 2 * 10)
     bins = vectors.reshape(2, 21, -1)
     np.testing.assert_allclose(model.head(bins), model(images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "compact", "resnet18", "vgg16", "zf5"])
+def test_any_network_may_be_read_at_several_stages(name):
+    maps = [(0, (1,), ("mean", "deviation")), (-1, ((1, 2), 3), ("max",))]
+    model = nnx.eval_shape(lambda: create_model(name, maps=maps, rngs=nnx.Rngs(0)))
+    first, last = model.body.widths
+    assert model.num_features == 2 * first + 11 * last
+
+
+def test_a_stage_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"maps \[0, 5\]: the body has the stages 0 to 1"):
+        create_model("compact", maps=[(0,), (5,)], rngs=nnx.Rngs(0))
 
 
 def test_an_unknown_head_is_refused():

@@ -10,6 +10,8 @@ from conftest import png
 from spp_jax import create_model
 from spp_jax.checkpoints import Checkpoints
 from spp_jax.cli import evaluate, train
+from spp_jax.models.configured import build_model
+from spp_jax.pooling import bins
 from spp_jax.registry import Registry, absolute, fingerprint
 from spp_jax.testing import assert_padding_exact
 
@@ -24,7 +26,8 @@ from flax import nnx
 from conftest import noise_records
 from spp_jax.layers import Conv, DepthwiseConv
 from spp_jax.models.sppnet import SPPNet, Stages
-from spp_jax.pooling import num_bins, spatial_pyramid_pool
+from spp_jax.pooling import Monoid, spatial_pyramid_pool
+from spp_jax.pooling.reductions import reduction
 from spp_jax.training import Loss
 
 
@@ -69,9 +72,25 @@ def absolute_error(**context):
     )
 
 
+@reduction
+class MeanSquare(Monoid):
+    """The mean of the squares, times what is learnt."""
+
+    scale: jax.Array = np.float32(1)
+
+    def lift(self, cells):
+        return cells**2
+
+    def finish(self, state, count):
+        return self.scale * state / count
+
+
 def pictures(data_dir, decoding):
     return noise_records(), {}
 '''
+
+
+RULE = next(name for name in bins._RULES if name != "adaptive")
 
 
 @pytest.fixture
@@ -105,6 +124,20 @@ def test_network_loss_and_data_set_of_ones_own_are_trained_and_their_checkpoint_
     own.unlink()
     assert evaluate.main(score) == 2
     assert f"{own}: there is no such file; put it back" in capsys.readouterr().err
+
+
+def test_a_reduction_of_ones_own_and_another_rule_are_trained_from_the_command_line(own, tmp_path, capsys):
+    arguments = ["--data", f"{own}:pictures", "--reduce", "max", f"{own}:MeanSquare", "--rule", RULE]
+    arguments += ["--levels", "1", "2", "--buckets", "1", "--pixels-per-step", "20000", "--steps", "3"]
+    arguments += ["--out", str(tmp_path / "run"), "--cache-dir", str(tmp_path / "xla")]
+    assert train.main(arguments) == 0, capsys.readouterr().err
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        about, variables = checkpoints.about(), checkpoints.model_variables()
+    assert f"{own}:MeanSquare" in about.parts
+    (learnt,) = [value for name, value in variables.items() if "learnt" in name]
+    assert learnt != 1
+    model = build_model(about.config, 1)
+    assert {pool.rule for pool in model.pools} == {RULE}
 
 
 def test_a_network_of_ones_own_is_held_to_the_promise(own):

@@ -1,9 +1,13 @@
 import ast
+import doctest
+import importlib
 import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 import spp_jax
 
@@ -44,6 +48,13 @@ def test_options_are_keyword_only_and_public_functions_document_every_argument()
                 assert parameter.kind is inspect.Parameter.KEYWORD_ONLY or name == "num_bins", (
                     f"{name}: {parameter.name} is optional and should be keyword-only"
                 )
+
+
+@pytest.mark.parametrize("module", ["bins", "op", "reductions", "windows"])
+def test_the_examples_of_the_op_give_what_they_say(module):
+    found = doctest.testmod(importlib.import_module(f"spp_jax.pooling.{module}"))
+    assert found.attempted
+    assert not found.failed
 
 
 def test_an_unknown_name_is_an_attribute_error():

@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 from spp_jax import Max, Mean, num_bins, spatial_pyramid_pool
 from spp_jax.pooling import reading
 from spp_jax.pooling.bins import AxisPlan
-from spp_jax.pooling.reading import read_pyramid
+from spp_jax.pooling.reading import join_bins, read_grid
 from spp_jax.testing import pyramid_pool_reference
 
 NUMPY = {"max": np.max, "mean": np.mean}
@@ -147,18 +147,19 @@ class TestAgainstTheNumpyLoop:
         axes = [AxisPlan((1, 2, 3), twice=monoid.idempotent)] * rank
 
         def run(forms, monoid):
-            return jax.jit(read_pyramid(forms, monoid, levels, axes))(features, starts, lengths)
+            states = jax.jit(read_grid(forms, monoid, axes))(features, starts, lengths)
+            return join_bins(states, monoid, levels, axes)
 
-        plain = run((reading.plain, reading.plain), monoid)
-        for form in (reading.gathered, reading.masked):
-            np.testing.assert_allclose(run((form, form), monoid), plain, rtol=1e-12)
+        plain = run((reading.plain,) * 3, monoid)
+        for form in (reading.gathered, reading.picked, reading.masked, reading.masked_at_once):
+            np.testing.assert_allclose(run((form,) * 3, monoid), plain, rtol=1e-12)
         if reduce == "mean":
-            found = run((reading.scattered, reading.scattered), monoid)
+            found = run((reading.scattered,) * 3, monoid)
             np.testing.assert_allclose(found, plain, rtol=1e-12)
             return
         winners = [
-            run((form, form), reading.Winner(monoid))
-            for form in (reading.gathered_winners, reading.masked_winners)
+            run((form,) * 3, reading.Winner(monoid))
+            for form in (reading.gathered_winners, reading.masked_winners, reading.picked_winners)
         ]
         for value, index in winners:
             np.testing.assert_array_equal(value, plain)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
+from spp_jax.errors import UsageError
 from spp_jax.run.features import Features, keep_features, kept_features
 from spp_jax.training.probe import fit_probe
 
@@ -90,7 +92,8 @@ def test_calibration_spreads_scores_as_labels_are_and_keeps_their_order():
     assert held.std() == pytest.approx(logit(y[:, 0]).std())
     z = (x - x.mean(0)) / x.std(0)
     plain = z @ ridge(z, logit(y[:, 0]), 5.0)[0]
-    assert spearmanr(plain, probe.logits(x)[:, 0]).statistic == pytest.approx(1)
+    rank: Any = spearmanr(plain, probe.logits(x)[:, 0])
+    assert rank.statistic == pytest.approx(1)
     good = y[:, 0] >= 0.5
     assert ((held >= 0) == good).mean() >= max(((held >= t) == good).mean() for t in held) - 0.05
 

@@ -122,10 +122,11 @@ def tpu():
     return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
 
 
-def test_a_tpu_reads_the_map_once_without_loops_or_custom_calls(tpu):
+@pytest.mark.parametrize("shape", [(16, 128, 192, 512), (64, 48, 128, 512)])  # 400 MB
+def test_a_tpu_reads_the_map_once_without_loops_or_custom_calls(tpu, shape):
     sharding = jax.sharding.SingleDeviceSharding(tpu)
-    x = jax.ShapeDtypeStruct((16, 128, 192, 512), jnp.bfloat16, sharding=sharding)  # 400 MB
-    sizes = jax.ShapeDtypeStruct((16, 2), jnp.int32, sharding=sharding)
+    x = jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=sharding)
+    sizes = jax.ShapeDtypeStruct((shape[0], 2), jnp.int32, sharding=sharding)
 
     def compiled(function, *args) -> Any:
         return jax.jit(function).lower(*args).compile()
@@ -133,7 +134,7 @@ def test_a_tpu_reads_the_map_once_without_loops_or_custom_calls(tpu):
     plain = compiled(lambda x: x.max((1, 2)), x)
     op = compiled(functools.partial(spatial_pyramid_pool, levels=(1, 2, 4)), x, sizes)
     of_plain, of_op = (program.cost_analysis()["bytes accessed"] for program in (plain, op))
-    assert of_op <= 1.15 * of_plain
+    assert of_op <= 1.10 * of_plain
     text = op.as_text()
     assert " while(" not in text
     assert "custom_call_target" not in text

@@ -40,7 +40,7 @@ class Writer(PythonPickler):
     def persistent_id(self, obj):
         return obj.pid if isinstance(obj, Storage) else None
 
-    def save(self, obj, save_persistent_id=True):
+    def save(self: Any, obj, save_persistent_id=True):
         if isinstance(obj, Class):
             module, _, name = obj.rpartition(".")
             self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
@@ -49,7 +49,7 @@ class Writer(PythonPickler):
             self.save(obj.arguments)
             self.write(pickle.REDUCE)
         else:
-            super().save(obj, save_persistent_id)
+            pickle._Pickler.save(self, obj, save_persistent_id)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def dumped(obj) -> bytes:

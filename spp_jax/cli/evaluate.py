@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import tyro
 from tqdm import tqdm
 
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.program import DONE, SKIPPED, run_program
 from spp_jax.cli.scored import limited, score_paths, tell_passed
-from spp_jax.compilation import default_cache_dir, use_compilation_cache
+from spp_jax.compilation import default_cache_dir, use_compilation_cache, user_folder
 from spp_jax.data import load_dataset
 from spp_jax.data.finding import find_photos
 from spp_jax.data.records import SPLITS, Records, split_records
@@ -58,7 +57,7 @@ class Options:
     """JSON file for the figures. Default for --data: in the folder of the checkpoint, metrics.json for
     the test part of the fold trained for, else metrics-SPLIT-foldN.json, with the names of data set and
     protocol where these differ from the training's; none for --photos."""
-    data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    data_dir: AnyPath = user_folder() / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, the folder."""
     outside_files: bool = False
     """Of --data folder: files may lie outside of it, by absolute names, '..' or links."""
@@ -120,8 +119,6 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
         _name_skipped(skipped)
         raise UsageError(f"--data {options.data}: no picture of {options.split} could be read")
     result = records.agreement(scores)
-    print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
-    print(result.table())
     described = {"data": options.data, "split": options.split, "protocol": protocol, "fold": fold}
     described |= result.to_dict()
     trained_for = (scorer.config.data, scorer.config.protocol, scorer.config.fold)
@@ -130,10 +127,17 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     differing += [protocol] if protocol != scorer.config.protocol else []
     name = "-".join(["metrics", *differing, options.split, f"fold{fold}"])
     name = "metrics.json" if held_out else f"{name}.json"
-    folder = options.checkpoint or Path()  # figures of a judge that ships lie where one works
-    out = options.out or folder / name
-    out.write_text(json.dumps(described, indent=2) + "\n")
-    return _name_skipped(skipped)
+    out = options.out or (options.checkpoint or Path()) / name  # of a judge that ships, where one works
+    status = _name_skipped(skipped)
+    try:  # before anything is printed, which nobody may read any more
+        out.write_text(json.dumps(described, indent=2) + "\n")
+    except OSError as error:
+        if options.out:
+            raise
+        _log.warning(f"the figures are not kept: {error} (--out says where)")
+    print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
+    print(result.table())
+    return status
 
 
 def _judged_by(scorer: Scorer, records: Records) -> Records:

@@ -1,7 +1,10 @@
 """What every command shares: exit statuses, how errors and progress reach a person, and signals."""
 
+import atexit
+import contextlib
 import dataclasses
 import logging
+import os
 import re
 import signal
 import sys
@@ -12,7 +15,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from spp_jax.compilation import DoesNotFitError
+from spp_jax.compilation import DoesNotFitError, compiles_still
 from spp_jax.errors import SppJaxError, UsageError
 from spp_jax.names import printable
 
@@ -30,8 +33,8 @@ def run_program(name: str, options: type, work: Callable[[], int]) -> int:
         options: the dataclass of its options, whose fields are flags.
         work: parses and does it; returns the exit status.
     """
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # pyright: ignore  # names need not be text
+    before_streams = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = _streams()
     flags = flags_of(options)
     before, shown = _interrupted_by_sigterm(), _Shown(flags)
     log = logging.getLogger("spp_jax")
@@ -39,18 +42,31 @@ def run_program(name: str, options: type, work: Callable[[], int]) -> int:
     log.addHandler(shown)
     log.setLevel(logging.INFO)
     try:
-        return work()
+        status = work()
+        sys.stdout.flush()
+        return _left(status)
     except UsageError as error:
         return _said(name, in_flags(str(error), flags, error.arguments), WRONG_USE)
+    except BrokenPipeError:  # nobody reads what is printed
+        with contextlib.suppress(OSError, ValueError):  # else Python's end would say it again
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _said(name, "what is printed is not read any more", FAILED)
     except (OSError, FloatingPointError, SppJaxError, DoesNotFitError) as error:
         return _said(name, in_flags(str(error), flags), FAILED)
     except KeyboardInterrupt:
-        return _said(name, "interrupted; if anything was saved, run it again with --resume", INTERRUPTED)
+        _said(name, "interrupted; if anything was saved, run it again with --resume", INTERRUPTED)
+        return _left(INTERRUPTED)
+    except (RuntimeError, AssertionError):  # by JAX, the latter where not even a plugin is there
+        if _has_device():
+            raise
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        return _said(name, f"JAX finds no device: JAX_PLATFORMS is {asked!r}, and there is none", WRONG_USE)
     finally:
         log.removeHandler(shown)
         log.setLevel(level)
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+        sys.stdout, sys.stderr = before_streams
 
 
 def flags_of(options: type) -> dict[str, str]:
@@ -82,6 +98,56 @@ def in_flags(message: str, flags: dict[str, str], arguments: Iterable[str] = ())
             times = 0 if "_" in argument else 1  # an ordinary word is the argument where it comes first
             message = re.sub(rf"(?<![\w/.-]){argument}(?![\w/.-]*[\w/])", flag, message, count=times)
     return message
+
+
+class _Unbroken:
+    """A stream to which only what tells is written: where it cannot be, the work goes on all the same."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+
+def _streams() -> tuple[Any, Any]:
+    """Standard output and error; in place of one that was closed before the start, none that says so."""
+    given: list[Any] = [open(os.devnull, "w") if s is None else s for s in (sys.stdout, sys.stderr)]  # noqa: SIM115
+    for stream in given:
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names need not be text
+    return given[0], given[1] if isinstance(given[1], _Unbroken) else _Unbroken(given[1])
+
+
+def _left(status: int) -> int:
+    """The status; where compilations are under way that nobody waits for, Python's end will not meet them."""
+    if compiles_still():
+        atexit.register(_leave, status)
+    return status
+
+
+def _leave(status: int) -> None:
+    if compiles_still():
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError, AttributeError):
+                stream.flush()
+        os._exit(status)
+
+
+def _has_device() -> bool:
+    try:
+        return bool(jax.devices())
+    except (RuntimeError, AssertionError):
+        return False
 
 
 def _said(name: str, message: str, status: int) -> int:

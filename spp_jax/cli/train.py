@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import jax
-import platformdirs
 import tyro
 from tqdm import tqdm
 
@@ -14,12 +13,13 @@ from spp_jax.buckets import BucketPlan
 from spp_jax.checkpoints import Checkpoints
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.program import DONE, INTERRUPTED, SKIPPED, run_program
-from spp_jax.compilation import Compiled, default_cache_dir, use_compilation_cache
+from spp_jax.compilation import Compiled, default_cache_dir, use_compilation_cache, user_folder
 from spp_jax.config import RunConfig
 from spp_jax.errors import UsageError
 from spp_jax.metrics import Agreement
 from spp_jax.run.beginning import other_records
 from spp_jax.run.job import DoesNotHoldError, Job, prepare
+from spp_jax.run.lock import check_free
 from spp_jax.run.probe import FEATURES, run_probe
 from spp_jax.run.programs import compile_programs, memory
 from spp_jax.run.training_run import TrainingRun
@@ -40,13 +40,14 @@ class Options:
     out: AnyPath | None = None
     """Folder of the run, on a disk or at gs://... Default: checkpoints/DATA-MODEL-foldN."""
     resume: bool = False
-    """Go on from the latest checkpoint in --out, with the configuration saved there."""
+    """Go on from the latest checkpoint in --out, with the configuration saved there; where there is none yet,
+    begin. So one command line serves the start and every restart."""
     dry_run: bool = False
     """Print the buckets, the batches and the memory they take, and stop."""
     plan: Path | None = None
     """Take buckets and batch sizes from this file, the buckets.json of another run, instead of planning
     them: --buckets, --pixels-per-step, --batch-multiple and --shape-multiple then decide nothing."""
-    data_dir: AnyPath = Path(platformdirs.user_cache_dir("spp_jax")) / "data"
+    data_dir: AnyPath = user_folder() / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, your folder."""
     outside_files: bool = False
     """Of --data folder: files may lie outside of it, by absolute names, '..' or links."""
@@ -95,7 +96,12 @@ def _parse(arguments: list[str] | None) -> Options:
     options = tyro.cli(Options, prog="spp-jax train", args=arguments)
     _join(options)
     folder = options.folder()
+    if jax.process_index() == 0 and not options.dry_run:
+        check_free(folder)
     with Checkpoints(folder) as checkpoints:
+        if options.resume and checkpoints.latest_step() is None:
+            _log.info(f"--resume: {folder} holds no checkpoint yet: the run begins")
+            return dataclasses.replace(options, resume=False)
         if not options.resume:
             if checkpoints.latest_step() is not None and not options.dry_run:
                 raise UsageError(
@@ -136,17 +142,18 @@ def _prepare(options: Options) -> Job:
     """The job, with the plan of the run that is gone on with, of --plan, or one of its own."""
     if options.run.recipe == "probe" and options.resume:
         raise UsageError("a probe is fitted in one go: there is nothing that --resume could go on with")
-    if options.plan and options.resume:
-        raise UsageError("--resume goes on with the plan that is saved there: drop --plan")
     plan = None
-    if options.resume:
-        with Checkpoints(options.folder()) as checkpoints:
-            plan = checkpoints.about().plan
-    elif options.plan:
+    if options.plan:
         try:
             plan = BucketPlan.from_json(options.plan.read_text())
         except (OSError, ValueError) as error:
-            raise UsageError(f"--plan {options.plan}: {error}") from None
+            raise UsageError(f"--plan {options.plan}: {' '.join(str(error).split())[:300]}") from None
+    if options.resume:
+        with Checkpoints(options.folder()) as checkpoints:
+            saved = checkpoints.about().plan
+        if plan not in (None, saved):
+            raise UsageError(f"--resume goes on with the plan of {options.folder()}: --plan is another one")
+        plan = saved
     try:
         return prepare(
             options.run,

@@ -103,7 +103,10 @@ def _built(
     def of_this_content() -> Any:
         return make(data_dir=data_dir / key, file_format="array_record")
 
-    builder = of_this_content()
+    try:
+        builder = of_this_content()
+    except Exception as error:  # what TFDS finds there is damaged
+        raise _damaged(data_dir / key, error) from None
     if not Path(builder.data_dir).exists():
         say(f"preparing {builder.name}, once, in {builder.data_dir}")
         tfds.disable_progress_bar()
@@ -112,19 +115,36 @@ def _built(
             builder.download_and_prepare(download_config=config)
         except FileExistsError:  # another process has prepared the same meanwhile
             builder = of_this_content()
-    (split,) = builder.info.splits
-    source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
-    fields = _index(source, Path(builder.data_dir) / "index.npz")
+        except UsageError:
+            raise
+        except Exception as error:  # of a full disk, each library has its own
+            if reason := _no_space(error):
+                raise OSError(f"{builder.name} cannot be prepared in {builder.data_dir}: {reason}") from None
+            raise
+    try:
+        (split,) = builder.info.splits
+        source = builder.as_data_source(split=split, decoders={"image": tfds.decode.SkipDecoding()})
+        fields = _index(source, Path(builder.data_dir) / "index.npz")
+        if len(source) != len(fields["id"]):
+            raise ValueError(f"{len(source)} records, expected {len(fields['id'])}")
+    except Exception as error:  # each library on the way has errors of its own
+        raise _damaged(builder.data_dir, error) from None
 
     def photo(place: int) -> bytes:
-        return source[place]["image"]
+        try:
+            return source[place]["image"]
+        except Exception as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UnreadableError(
+                f"its record is damaged ({said}): remove {builder.data_dir} to prepare it anew"
+            ) from None
 
     ids, raw = fields["id"], np.stack([fields["height"], fields["width"]], axis=1)
     order, skipped = np.argsort(ids), {}
     for place in order:
         pixels = int(raw[place].prod())
         if not pixels:
-            skipped[str(ids[place])] = _reason(photo(int(place)), builder.data_dir)
+            skipped[str(ids[place])] = _reason(photo, int(place), builder.data_dir)
         elif pixels > decoding.refuse_pixels:
             skipped[str(ids[place])] = f"has {pixels:,} pixels, more than {decoding.refuse_pixels:,}"
             raw[place] = 0
@@ -171,6 +191,21 @@ def _labels(make: Any, fields: dict[str, np.ndarray], order: np.ndarray) -> dict
     return labels | ({"votes": fields["votes"][order]} if make.MARKS else {})
 
 
+def _damaged(folder: Any, error: Exception) -> UsageError:
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return UsageError(f"the prepared data set in {folder} is damaged: {said}: remove it to prepare it anew")
+
+
+def _no_space(error: BaseException | None) -> str | None:
+    """Whether it is of a full disk."""
+    while error is not None:
+        for reason in ("No space left on device", "Disk quota exceeded"):
+            if reason in str(error):
+                return reason
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def _index(source: Any, path: Path) -> dict[str, np.ndarray]:
     """Everything but the pictures, by column; kept in a file, as TFDS reads it with the pictures only."""
     if (columns := read_columns(path, _INDEX_FORM)) is not None:
@@ -189,9 +224,11 @@ def _index(source: Any, path: Path) -> dict[str, np.ndarray]:
     return columns
 
 
-def _reason(photo: bytes, prepared: Any) -> str:
+def _reason(photo: Callable[[int], bytes], place: int, prepared: Any) -> str:
+    content = None
     try:
-        photo_size(photo, ANY_SIZE)
+        content = photo(place)
+        photo_size(content, ANY_SIZE)
     except UnreadableError as error:
-        return str(error) if photo else "there is no such file, or it is empty"
+        return str(error) if content != b"" else "there is no such file, or it is empty"
     return f"could not be read when the data set was prepared: remove {prepared} to prepare it anew"

@@ -6,7 +6,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from spp_jax.layers import Conv, MaxPool
-from spp_jax.models.sppnet import ConvStage, SPPNet, Stages
+from spp_jax.models.sppnet import ConvStage, Pyramid, SPPNet, Stages
 from spp_jax.pooling.bins import Level
 from spp_jax.pooling.reductions import Reduction
 
@@ -19,6 +19,7 @@ def alexnet(
     outputs: int = 1,
     hidden: Sequence[int] = (4096, 4096),
     reduce: Sequence[Reduction] = ("max",),
+    maps: Sequence[Pyramid] | None = None,
     dropout: float = 0.5,
     dtype: Dtype | None = None,
     remat: bool = False,
@@ -34,6 +35,7 @@ def alexnet(
         outputs: how many logits.
         hidden: widths of the head's hidden layers.
         reduce: the reductions of the pyramid.
+        maps: as :class:`~spp_jax.models.sppnet.SPPNet` takes it, instead of the two.
         dropout: share of the inputs of the head's first two layers that is dropped in training.
         dtype: to compute in; None: what parameters and input promote to.
         remat: as :class:`~spp_jax.models.sppnet.Stages` takes it.
@@ -54,6 +56,7 @@ def alexnet(
         features=256,
         levels=levels,
         reduce=reduce,
+        maps=maps,
         hidden=hidden,
         outputs=outputs,
         dropout=(dropout, dropout),

@@ -9,7 +9,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from spp_jax.layers import Conv
-from spp_jax.models.sppnet import ConvStage, SPPNet, Stages
+from spp_jax.models.sppnet import ConvStage, Pyramid, SPPNet, Stages
 from spp_jax.padded import Padded
 from spp_jax.pooling.bins import Level
 from spp_jax.pooling.reductions import Reduction
@@ -26,6 +26,7 @@ def compact(
     widths: Sequence[int] = (24, 48),
     hidden: int = 64,
     reduce: Sequence[Reduction] = ("mean", "max"),
+    maps: Sequence[Pyramid] | None = None,
     dtype: Dtype | None = None,
     remat: bool = False,
     rngs: nnx.Rngs,
@@ -47,6 +48,7 @@ def compact(
             stage, which halves the map.
         hidden: width of the head's hidden layer.
         reduce: the reductions of the pyramid.
+        maps: as :class:`~spp_jax.models.sppnet.SPPNet` takes it, instead of the two.
         dtype: to compute in; None: what parameters and input promote to.
         remat: as :class:`~spp_jax.models.sppnet.Stages` takes it.
         rngs: for the initial parameters.
@@ -67,6 +69,7 @@ def compact(
         features=widths[0] + widths[-1] if several else widths[0],
         levels=levels,
         reduce=reduce,
+        maps=maps,
     )
 
 

@@ -12,10 +12,16 @@ from flax import nnx
 
 from spp_jax.config import RunConfig
 from spp_jax.errors import UsageError
+from spp_jax.layers import SpatialPyramidPool
 from spp_jax.models import MODELS, create_model
+from spp_jax.pooling import reductions
+from spp_jax.pooling.bins import rule_named
+from spp_jax.registry import Registry
 
-__all__ = ["build_model", "model_options"]
+__all__ = ["REDUCTIONS", "build_model", "model_options"]
 
+REDUCTIONS: Registry[Any] = Registry("reduction", reductions.REDUCTIONS, argument="reduce")
+"""What a configuration's ``reduce`` names; in Python a reduction is passed as it is."""
 _GIVEN = ("levels", "outputs", "rngs")  # to every network
 
 
@@ -27,13 +33,32 @@ def build_model(config: RunConfig, outputs: int) -> Any:
     """
     options = model_options(config)
     try:
-        return create_model(
+        model = create_model(
             config.model, levels=config.levels, outputs=outputs, rngs=nnx.Rngs(config.seed), **options
         )
+        if config.rule != SpatialPyramidPool().rule:
+            _cut_by(config.rule, model)
     except UsageError:
         raise
     except ValueError as error:
-        raise UsageError(f"model {config.model}: {error}", "model", "levels") from None
+        raise UsageError(f"model {config.model}: {error}", "model", "levels", "rule") from None
+    return model
+
+
+def _cut_by(rule: str, model: nnx.Module) -> None:
+    """Have every pyramid of a network cut its bins by this rule: there are as many, elsewhere."""
+    rule_named(rule)
+    pools = [module for _, module in nnx.iter_modules(model) if isinstance(module, SpatialPyramidPool)]
+    if not pools:
+        raise UsageError(f"rule {rule}: this network has no spp_jax.SpatialPyramidPool", "rule")
+    for pool in pools:
+        pool.rule = rule
+
+
+def _reduction(name: str) -> Any:
+    """A reduction by name; of a class, an instance as it begins."""
+    found = REDUCTIONS[name]
+    return found() if isinstance(found, type) else found
 
 
 def model_options(config: RunConfig) -> dict[str, Any]:
@@ -59,6 +84,10 @@ def model_options(config: RunConfig) -> dict[str, Any]:
             found[name] = value
         elif value:
             raise UsageError(f"{name}: the model {config.model} has no such option", name)
+    if config.reduce and not ("reduce" in parameters or anything):
+        raise UsageError(f"reduce: the model {config.model} has no such option", "reduce")
+    if config.reduce:
+        found["reduce"] = tuple(map(_reduction, config.reduce))
     if config.recipe == "finetune" and "freeze_norm" in parameters:
         found["freeze_norm"] = True
     for text in config.model_options:

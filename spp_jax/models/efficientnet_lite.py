@@ -166,8 +166,7 @@ def efficientnet_lite(
 
     def make_body(rngs: nnx.Rngs) -> Stages:
         stages = _stages(blocks_of(name), freeze_norm=freeze_norm, dtype=dtype, rngs=rngs)
-        given = (-1,) if maps is None else [pyramid[0] for pyramid in maps]
-        return Stages(stages, maps=given, remat=remat)
+        return Stages(stages, remat=remat)
 
     def make_head(bins: int, features: int) -> Classifier | LinearHead:
         if head == "linear":
@@ -209,8 +208,8 @@ def _stages(
 def _same(kernel: int, strides: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """TensorFlow's SAME of an even size; behind, one more, so that odd sizes are halved upwards."""
     before = (kernel - strides) // 2
-    both = (before, kernel - 1 - before)
-    return both, both
+    edges = before, kernel - 1 - before
+    return edges, edges
 
 
 def _conv(dtype: Dtype | None, rngs: nnx.Rngs) -> dict:

@@ -6,7 +6,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from spp_jax.layers import BatchNorm, Conv, Geometry, MaxPool
-from spp_jax.models.sppnet import SPPNet, Stages
+from spp_jax.models.sppnet import Pyramid, SPPNet, Stages
 from spp_jax.padded import Padded
 from spp_jax.pooling.bins import Level
 from spp_jax.pooling.reductions import Reduction
@@ -38,6 +38,7 @@ def resnet(
     outputs: int = 1,
     hidden: Sequence[int] = (),
     reduce: Sequence[Reduction] = ("mean",),
+    maps: Sequence[Pyramid] | None = None,
     dtype: Dtype | None = None,
     remat: bool = False,
     rngs: nnx.Rngs,
@@ -54,6 +55,7 @@ def resnet(
         outputs: how many logits.
         hidden: widths of the head's hidden layers.
         reduce: the reductions of the pyramid.
+        maps: as :class:`~spp_jax.models.sppnet.SPPNet` takes it, instead of the two.
         dtype: to compute in; None: what parameters and input promote to.
         remat: as :class:`~spp_jax.models.sppnet.Stages` takes it; a stage is a block.
         rngs: for the initial parameters.
@@ -70,6 +72,7 @@ def resnet(
         features=channels,
         levels=levels,
         reduce=reduce,
+        maps=maps,
         hidden=hidden,
         outputs=outputs,
         dtype=dtype,

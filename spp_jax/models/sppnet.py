@@ -78,8 +78,19 @@ class Stages(nnx.Module):
                 inside one when its turn comes: memory for time (Chen et al. 2016, arXiv:1604.06174).
         """
         self.stages = nnx.List(stages)
-        self.maps = tuple(range(len(stages))[number] for number in maps)
         self.remat = remat
+        self.give(maps)
+
+    def give(self, maps: Sequence[int]) -> None:
+        """Let these stages' maps be given.
+
+        Raises:
+            ValueError: there are none, or there is no such stage.
+        """
+        known = range(len(self.stages))
+        if not maps or not all(-len(known) <= number < len(known) for number in maps):
+            raise ValueError(f"maps {list(maps)}: the body has the stages 0 to {len(known) - 1}")
+        self.maps = tuple(known[number] for number in maps)
 
     @property
     def geometries(self) -> tuple[Geometry, ...]:
@@ -258,14 +269,16 @@ class SPPNet(nnx.Module):
             features: the channels that ``body`` gives, over all its maps.
             levels: the pyramid.
             reduce: the reductions of the pyramid; each gives its own features.
-            maps: instead of ``levels``, ``reduce`` and ``features``, a pyramid for each map that ``body``
-                gives. The head is then given all features as those of one bin.
+            maps: instead of ``levels``, ``reduce`` and ``features``, a pyramid for the map of each of several
+                stages of ``body``. The head is then given all features as those of one bin.
             mean: RGB of 0 to 1, taken from each pixel.
             std: by which it is divided then.
         """
         self.body = body
         shared = Pyramid(-1, levels, tuple(reduce))  # pyright: ignore[reportArgumentType]  # checked by the pool
         pyramids = [shared] if maps is None else [Pyramid(*pyramid) for pyramid in maps]
+        if maps is not None:
+            body.give([pyramid.stage for pyramid in pyramids])
         self.pools = nnx.List(
             SpatialPyramidPool(pyramid.levels, reduce=reduction)
             for pyramid in pyramids
@@ -300,6 +313,7 @@ class SPPNet(nnx.Module):
         features: int,
         levels: Sequence[Level],
         reduce: Sequence[Reduction],
+        maps: Sequence[Pyramid] | None = None,
         **head,
     ) -> "SPPNet":
         """With ImageNet's mean and deviation, and a :class:`Classifier` of these options."""
@@ -309,6 +323,7 @@ class SPPNet(nnx.Module):
             features=features,
             levels=levels,
             reduce=reduce,
+            maps=maps,
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
         )

@@ -9,7 +9,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from spp_jax.layers import Conv, MaxPool
-from spp_jax.models.sppnet import IMAGENET_MEAN, IMAGENET_STD, Classifier, ConvStage, SPPNet, Stages
+from spp_jax.models.sppnet import IMAGENET_MEAN, IMAGENET_STD, Classifier, ConvStage, Pyramid, SPPNet, Stages
 from spp_jax.pooling.bins import Level, normalize_levels, num_bins
 from spp_jax.pooling.reductions import Reduction
 
@@ -25,6 +25,7 @@ def vgg16(
     outputs: int = 1,
     hidden: Sequence[int] = (4096, 4096),
     reduce: Sequence[Reduction] = ("max",),
+    maps: Sequence[Pyramid] | None = None,
     dropout: float = 0.5,
     dtype: Dtype | None = None,
     remat: bool = False,
@@ -40,6 +41,7 @@ def vgg16(
         outputs: how many logits.
         hidden: widths of the head's hidden layers.
         reduce: the reductions of the pyramid.
+        maps: as :class:`~spp_jax.models.sppnet.SPPNet` takes it, instead of the two.
         dropout: share of the inputs of the head's last two layers that is dropped in training.
         dtype: to compute in; None: what parameters and input promote to.
         remat: as :class:`~spp_jax.models.sppnet.Stages` takes it.
@@ -50,6 +52,7 @@ def vgg16(
         features=512,
         levels=levels,
         reduce=reduce,
+        maps=maps,
         hidden=hidden,
         outputs=outputs,
         dropout=(0, dropout, dropout),

@@ -169,6 +169,11 @@ def bin_edges(length, bins, *, rule="adaptive"):
         TypeError: ``length`` is not of an integer type.
 
     Source: SPP-net, appendix A; the rule of ``torch.nn.AdaptiveMaxPool2d``.
+
+    Example:
+        >>> starts, stops = bin_edges(7, 3)
+        >>> starts.tolist(), stops.tolist()
+        ([0, 2, 4], [3, 5, 7])
     """
     bins = _positive_int(bins, "bins")
     rule_named(rule)  # a wrong name is said before a wrong length
@@ -196,7 +201,7 @@ def check_lengths(lengths: np.ndarray, bins: int, rule: str) -> None:
 
 
 def num_bins(levels: Sequence[Level], spatial_rank: int = 2) -> int:
-    """How many bins a pyramid has: ``num_bins((1, 2, 4)) == 1 + 4 + 16``.
+    """How many bins a pyramid has: the sum of those of its levels.
 
     Args:
         levels: the pyramid, as :func:`spp_jax.spatial_pyramid_pool` takes it.
@@ -204,6 +209,10 @@ def num_bins(levels: Sequence[Level], spatial_rank: int = 2) -> int:
 
     Raises:
         ValueError: see :func:`normalize_levels`.
+
+    Example:
+        >>> num_bins((1, 2, 4)), num_bins((1, 2, 4), spatial_rank=1)
+        (21, 7)
     """
     return sum(math.prod(level) for level in normalize_levels(levels, spatial_rank))
 

@@ -12,9 +12,21 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, PyTree, Shaped
 
 from spp_jax.pooling.bins import AxisPlan, Levels
-from spp_jax.pooling.reading import NO_WINNER, SCANNED, SUMS, VALUES, WINNERS, Perhaps, Winner, read_pyramid
+from spp_jax.pooling.reading import (
+    NO_WINNER,
+    SCANNED,
+    SUMS,
+    VALUES,
+    VALUES_OF_WINDOWS,
+    WINNERS,
+    WINNERS_OF_WINDOWS,
+    Perhaps,
+    Winner,
+    join_bins,
+    read_grid,
+)
 from spp_jax.pooling.reductions import Monoid
-from spp_jax.pooling.windows import every_window
+from spp_jax.pooling.windows import Boxes, every_window
 
 _Pooled: TypeAlias = Shaped[Array, "batch windows bins channels"]
 
@@ -25,9 +37,28 @@ def differentiable(monoid: Monoid, levels: Levels, axes: tuple[AxisPlan, ...]) -
     """State, starts and lengths to the state of every bin, with the derivative that is right and fast."""
 
     def reading(forms: tuple, monoid: Monoid, fold: Callable = lambda pool: pool) -> Callable:
-        return every_window(fold(read_pyramid(forms, monoid, levels, axes)))
+        read = read_grid(forms, monoid, axes)
 
-    values = reading(VALUES, monoid, _folding_vmap)
+        def read_and_join(state: PyTree, starts: jax.Array, lengths: jax.Array) -> PyTree:
+            return join_bins(read(state, starts, lengths), monoid, levels, axes)
+
+        if any(
+            plan.seams for plan in axes
+        ):  # a grid of more states than there are bins: not kept of all windows
+            return every_window(fold(read_and_join))
+        read_every = every_window(fold(read))
+        return lambda state, *boxes: join_bins(read_every(state, *boxes), monoid, levels, axes)
+
+    def reading_fast(of_map: tuple, of_windows: tuple, monoid: Monoid) -> Callable:
+        """In the form for a window of each map, or in that for many."""
+        one, many = (reading(forms, monoid, _folding_vmap) for forms in (of_map, of_windows))
+
+        def read(state: PyTree, starts: Boxes, lengths: Boxes) -> PyTree:
+            return (one if starts.shape[1] == 1 else many)(state, starts, lengths)
+
+        return read
+
+    values = reading_fast(VALUES, VALUES_OF_WINDOWS, monoid)
     with_derivative = jax.custom_jvp(values)
     if monoid.combine is lax.add:
         sums = reading(SUMS, monoid)
@@ -52,7 +83,7 @@ def differentiable(monoid: Monoid, levels: Levels, axes: tuple[AxisPlan, ...]) -
 
         return with_derivative
 
-    winners = jax.custom_jvp(reading(WINNERS, Winner(monoid), _folding_vmap))
+    winners = jax.custom_jvp(reading_fast(WINNERS, WINNERS_OF_WINDOWS, Winner(monoid)))
 
     @winners.defjvp
     def _(primals, tangents):

@@ -76,6 +76,11 @@ def spatial_pyramid_pool(
         TypeError: a dtype that the reduction does not take, or a reduction that gives another shape.
 
     Source: SPP-net, section 2.2 and appendix A.
+
+    Example:
+        >>> features = jnp.arange(12.0).reshape(1, 3, 4, 1)
+        >>> spatial_pyramid_pool(features, [[2, 3]], levels=(1, 2))[0, :, 0].tolist()
+        [6.0, 1.0, 2.0, 5.0, 6.0]
     """
     features, pyramid = checked_features(features, levels)
     lengths = checked_sizes(sizes, features, pyramid, rule)[:, None]
@@ -115,6 +120,12 @@ def pool_windows(
         ValueError: as there; also if a window known now reaches beyond its map's true size, stops
             before it starts, or is empty along some axes only.
         TypeError: as there; also for windows that are no integers.
+
+    Example:
+        >>> features = jnp.arange(12.0).reshape(1, 3, 4, 1)
+        >>> windows = [[[[0, 0], [2, 2]], [[1, 1], [3, 4]]]]
+        >>> pool_windows(features, windows, levels=(1,))[0, :, 0, 0].tolist()
+        [5.0, 11.0]
     """
     features, pyramid = checked_features(features, levels)
     lengths = checked_sizes(sizes, features, pyramid, rule)

@@ -5,16 +5,17 @@ A form makes of a monoid a function ``read(state, segments)``. It takes a state,
 :class:`spp_jax.pooling.bins.AxisPlan` lays them out; it gives the state with one entry per segment in place
 of every axis.
 
-Three forms give values: `plain`, which is what the others are held to, `masked` and `gathered`. Two give
-the winners of a max or min besides, `masked_winners` and `gathered_winners`. Two are there for their
-derivatives: `scattered` gives sums in a way whose transpose is fast, `scanned` the states of any other
-combine in a program whose size does not grow with the map. Which backend takes which stands at the end of
-this file.
+Five forms give values: `plain`, which is what the others are held to, `masked`, `masked_at_once`, `gathered`
+and `picked`. Three give the winners of a max or min besides: `masked_winners`, `gathered_winners` and
+`picked_winners`. Two are there for their derivatives: `scattered` gives sums in a way whose transpose is
+fast, `scanned` the states of any other combine in a program whose size does not grow with the map. Which
+backend takes which stands at the end of this file.
 """
 
 import functools
 import itertools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,10 @@ from spp_jax.pooling.reductions import Monoid
 NO_WINNER = np.iinfo(np.int32).max
 
 _ROWS_A_STEP = 16  # gathered rows that one step of a CPU loop combines before it writes its state back
+_LEFT_OVER = 0.045  # the share of a map that a TPU leaves to be written and read again between two axes
+_MOST_RESULTS = 16  # of one reduction there, as each takes time for every cell
+_CELLS_A_STEP = {1: (16,), 2: (4, 4), 3: (2, 2, 4)}  # of a window, along each axis of so many
+_OWN_CELLS_A_STEP = {1: (4,), 2: (2, 2), 3: (1, 2, 2)}  # the same by a combine of one's own
 _OWN_ROWS_A_STEP = 4  # by a combine of one's own: each more makes the program longer, and soon slower
 
 
@@ -96,62 +101,72 @@ def _is(value: jax.Array, best: jax.Array) -> jax.Array:
     return same | lax.ne(value, value) if jnp.issubdtype(value.dtype, jnp.floating) else same
 
 
-def read_pyramid(
-    forms: tuple[Callable, Callable],
-    monoid: Monoid,
-    levels: Sequence[tuple[int, ...]],
-    axes: Sequence[AxisPlan],
+def read_grid(
+    forms: tuple[Callable, Callable, Callable], monoid: Monoid, axes: Sequence[AxisPlan]
 ) -> Callable:
-    """A function of (state, starts, lengths) that pools one window of each map, in the form of its backend.
+    """A function of (state, starts, lengths) that reads one window of each map, in the form of its backend.
 
     Args:
-        forms: for a CPU, and for everything else.
+        forms: for a CPU, for a TPU, and for everything else.
         monoid: what combines the states.
-        levels: normal, of one number of axes.
-        axes: one plan per spatial axis, whose counts hold those of every level.
+        axes: one plan per spatial axis.
 
     Returns:
         The function: state ``[batch, *spatial, channels]``, a pytree; starts and lengths int32
-        ``[batch, spatial_rank]``; to states ``[batch, bins, channels]``.
+        ``[batch, spatial_rank]``; to states ``[batch, *segments and seams, channels]``.
     """
-
-    def in_form(form: Callable) -> Callable:
-        read = form(monoid)
-
-        def pool(
-            state: PyTree[Shaped[Array, "batch *spatial channels"]],
-            edges: Sequence[tuple[Int32[Array, "batch _"], Int32[Array, "batch _"]]],
-        ) -> PyTree[Shaped[Array, "batch bins _"]]:
-            state = read(state, [_Segments(plan, *edge) for plan, edge in zip(axes, edges, strict=True)])
-            pooled = []
-            for level in levels:
-                part = state
-                for axis, (bins, plan) in enumerate(zip(level, axes, strict=True)):
-                    part = _joined(part, axis + 1, plan.members(bins), monoid.merge)
-                pooled.append(
-                    jax.tree.map(lambda leaf: leaf.reshape(leaf.shape[0], -1, leaf.shape[-1]), part)
-                )
-            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *pooled)
-
-        return pool
-
-    cpu, default = map(in_form, forms)
+    cpu, tpu, default = (form(monoid) for form in forms)
 
     @jax.named_scope("spatial_pyramid_pool")
-    def pool(
+    def read(
         state: PyTree[Shaped[Array, "batch *spatial channels"]],
         starts: Int32[Array, "batch rank"],
         lengths: Int32[Array, "batch rank"],
-    ) -> PyTree[Shaped[Array, "batch bins _"]]:
+    ) -> PyTree[Shaped[Array, "batch *grid _"]]:
         of_plan = {plan: plan.edges(lengths) for plan in axes}
         edges = [
             tuple(starts[:, axis, None] + edge[:, axis] for edge in of_plan[plan])
             for axis, plan in enumerate(axes)
         ]
-        # The one place where the form is chosen; an exported program carries all that it may need.
-        return lax.platform_dependent(state, edges, cpu=cpu, default=default)
 
-    return pool
+        def in_form(read: Callable) -> Callable:
+            return lambda state, edges: read(
+                state, [_Segments(plan, *edge) for plan, edge in zip(axes, edges, strict=True)]
+            )
+
+        # The one place where the form is chosen; an exported program carries all that it may need.
+        return lax.platform_dependent(
+            state, edges, cpu=in_form(cpu), tpu=in_form(tpu), default=in_form(default)
+        )
+
+    return read
+
+
+def join_bins(
+    state: PyTree[Shaped[Array, "... _"]],
+    monoid: Monoid,
+    levels: Sequence[tuple[int, ...]],
+    axes: Sequence[AxisPlan],
+) -> PyTree[Shaped[Array, "... _"]]:
+    """The bins of all levels from the states of their segments and seams.
+
+    Args:
+        state: ``[*before, *segments and seams, channels]``, a pytree, as :func:`read_grid` gives it.
+        monoid: as there.
+        levels: normal, of one number of axes.
+        axes: as there; their counts hold those of every level.
+
+    Returns:
+        States ``[*before, bins, channels]``: bins in the order of ``levels``, row-major inside a level.
+    """
+    before = jax.tree.leaves(state)[0].ndim - len(axes) - 1
+    pooled = []
+    for level in levels:
+        part = state
+        for axis, (bins, plan) in enumerate(zip(level, axes, strict=True)):
+            part = _joined(part, before + axis, plan.members(bins), monoid.merge)
+        pooled.append(jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:before], -1, leaf.shape[-1]), part))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=before), *pooled)
 
 
 def _joined(state: PyTree, axis: int, members: Sequence[Sequence[int]], combine: Callable) -> PyTree:
@@ -293,26 +308,71 @@ def scanned(perhaps: Perhaps) -> Callable:
 
 
 def masked(monoid: Monoid) -> Callable:
-    """All segments in one reduction with one result each, so that the map is read once: TPU and GPU."""
+    """Segments in one reduction an axis with one result each, so that the map is read once: TPU and GPU.
 
-    def read(state, axis, segments):
-        _, starts, stops = segments
-        shape = jax.tree.leaves(state)[0].shape
-        line = jnp.arange(shape[axis], dtype=jnp.int32).reshape(-1, *(1,) * (len(shape) - axis - 1))
-        identity = monoid.identity(state)
-        parts = []
-        for start, stop in zip(starts.T, stops.T, strict=True):
-            per_image = (-1, *(1,) * (len(shape) - 1))
-            inside = (line >= start.reshape(per_image)) & (line < stop.reshape(per_image))
-            parts.append(jax.tree.map(lambda x, none, i=inside: jnp.where(i, x, none), state, identity))
+    The longest axis is read first, since what is left after it is written and read again.
+    """
 
-        def combine(a, b):
-            return [monoid.merge(*pair) for pair in zip(a, b, strict=True)]
+    def read(state, segments):
+        for axis in _longest_first(state):
+            state = _masked_together(monoid, state, segments, [axis])
+        return state
 
-        parts = lax.reduce(parts, [identity] * len(parts), combine, (axis,))
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves, axis), *parts)
+    return read
 
-    return _axis_by_axis(read)
+
+def masked_at_once(monoid: Monoid) -> Callable:
+    """The same, but all axes in one reduction where much of the map would be left after one: TPU."""
+
+    def read(state, segments):
+        first, *others = _longest_first(state)
+        results = [of_axis.starts.shape[1] for of_axis in segments]
+        left = results[first] / jax.tree.leaves(state)[0].shape[first + 1]
+        if others and left > _LEFT_OVER and math.prod(results) <= _MOST_RESULTS:
+            return _masked_together(monoid, state, segments, range(len(segments)))
+        return masked(monoid)(state, segments)
+
+    return read
+
+
+def _longest_first(state: PyTree) -> list[int]:
+    """The spatial axes by their extents."""
+    spatial = jax.tree.leaves(state)[0].shape[1:-1]
+    return sorted(range(len(spatial)), key=lambda axis: -spatial[axis])
+
+
+def _masked_together(
+    monoid: Monoid, state: PyTree, segments: Sequence[_Segments], over: Sequence[int]
+) -> PyTree:
+    """The axes ``over``, neighbours, to their segments, in one reduction."""
+    shape = jax.tree.leaves(state)[0].shape
+    identity = monoid.identity(state)
+
+    def inside(axis: int) -> list[jax.Array]:
+        line = jnp.arange(shape[axis + 1], dtype=jnp.int32).reshape(-1, *(1,) * (len(shape) - axis - 2))
+        per_image = (-1, *(1,) * (len(shape) - 1))
+        edges = zip(segments[axis].starts.T, segments[axis].stops.T, strict=True)
+        return [
+            (line >= start.reshape(per_image)) & (line < stop.reshape(per_image)) for start, stop in edges
+        ]
+
+    parts = []
+    for masks in itertools.product(*map(inside, over)):
+        mask = functools.reduce(operator.and_, masks)
+        parts.append(jax.tree.map(lambda x, none, mask=mask: jnp.where(mask, x, none), state, identity))
+
+    def combine(a, b):
+        return [monoid.merge(*pair) for pair in zip(a, b, strict=True)]
+
+    parts = lax.reduce(parts, [identity] * len(parts), combine, tuple(axis + 1 for axis in over))
+    grid = [segments[axis].starts.shape[1] for axis in over]
+    first = over[0] + 1
+
+    def placed(*leaves: jax.Array) -> jax.Array:
+        stacked = jnp.stack(leaves, first)
+        return stacked.reshape(*stacked.shape[:first], *grid, *stacked.shape[first + 1 :])
+
+    return jax.tree.map(placed, *parts)
 
 
 def masked_winners(winner: Winner) -> Callable:
@@ -381,6 +441,71 @@ def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Call
     return _axis_by_axis(read)
 
 
+def picked(monoid: Monoid) -> Callable:
+    """Cells gathered from the grid of all axes at once, several a step of a loop: windows, on a CPU.
+
+    A window's own cells are all that is read, where reading axis by axis would read its rows to the edges of
+    the map first. Segments and seams, which are short, have loops of their own.
+    """
+    most = _CELLS_A_STEP if monoid.selects or monoid.combine is lax.add else _OWN_CELLS_A_STEP
+
+    def read(state, segments):
+        batch, *spatial, channels = jax.tree.leaves(state)[0].shape
+        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, channels), state)
+        masked = not monoid.idempotent or any(of_axis.plan.empties for of_axis in segments)
+        identity = monoid.identity(state)
+
+        def of_grid(grid: Sequence[_Segments], cells_a_step: Sequence[int]) -> PyTree:
+            starts = [_over_grid(of_axis.starts, axis, grid) for axis, of_axis in enumerate(grid)]
+            stops = [_over_grid(of_axis.stops, axis, grid) for axis, of_axis in enumerate(grid)]
+            image = _over_grid(jnp.arange(batch, dtype=jnp.int32)[:, None], -1, grid)
+            steps = [_steps(*pair) for pair in zip(grid, cells_a_step, strict=True)]
+
+            def cell(offsets) -> PyTree:
+                """The cell at these offsets in each segment, or its last one."""
+                place, inside = image, jnp.ones_like(image, bool)
+                for start, stop, offset, extent in zip(starts, stops, offsets, spatial, strict=True):
+                    place = place * extent + jnp.maximum(jnp.minimum(start + offset, stop - 1), 0)
+                    inside &= start + offset < stop
+                cells = jax.tree.map(lambda leaf: _rows_at(leaf, place.reshape(-1)), flat)
+                if not masked:
+                    return cells
+                return jax.tree.map(
+                    lambda x, none: jnp.where(inside.reshape(-1, 1), x, none), cells, identity
+                )
+
+            def step(number, best):
+                first = [
+                    step * cells for step, cells in zip(_unraveled(number, steps), cells_a_step, strict=True)
+                ]
+                for beyond in np.ndindex(*cells_a_step):
+                    best = monoid.merge(best, cell([a + int(b) for a, b in zip(first, beyond, strict=True)]))
+                return best
+
+            best = _filled_like(cell([0] * len(grid)), identity)
+            best = lax.fori_loop(0, functools.reduce(lax.mul, steps), step, best)
+            return jax.tree.map(lambda leaf: leaf.reshape(*image.shape, channels), best)
+
+        def of_rest(grid: list[_Segments], cells_a_step: list[int]) -> PyTree:
+            """The grid begun so over the axes left, each of its segments and of its seams."""
+            axis = len(grid)
+            if axis == len(segments):
+                return of_grid(grid, cells_a_step)
+            of_axis = segments[axis]
+            parts = [
+                of_rest([*grid, of_axis._replace(starts=starts, stops=stops)], [*cells_a_step, cells])
+                for (starts, stops), cells in (
+                    (of_axis.long(), most[len(segments)][axis]),
+                    *([(of_axis.seams(), 1)] if of_axis.plan.seams else []),
+                )
+            ]
+            return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1 + axis), *parts)
+
+        return of_rest([], [])
+
+    return read
+
+
 def gathered_winners(winner: Winner) -> Callable:
     """The values so, then a loop over the cells of all segments for the first that holds its value.
 
@@ -388,8 +513,15 @@ def gathered_winners(winner: Winner) -> Callable:
     computed anew for it. Hence no step outside, and hence the array is flat in one way for both: a second
     reshape would do for XLA to compute the features a second time, and to round them differently.
     """
-    values_of = _gathered(winner.values, outside=0)
+    return _first_of(winner, _gathered(winner.values, outside=0))
 
+
+def picked_winners(winner: Winner) -> Callable:
+    """The same of windows, whose loop holds the array fast."""
+    return _first_of(winner, picked(winner.values))
+
+
+def _first_of(winner: Winner, values_of: Callable) -> Callable:
     def read(state, segments):
         values = values_of(state, segments)
         batch, *spatial, channels = state.shape
@@ -408,10 +540,8 @@ def gathered_winners(winner: Winner) -> Callable:
         total = functools.reduce(lax.mul, steps)
 
         def find(number, first):
-            left, offsets = total - 1 - number, []  # backwards: the first is found last
-            for count, cells in zip(reversed(steps), reversed(cells_a_step), strict=True):
-                offsets.insert(0, left % count * cells)
-                left = left // count
+            at_step = _unraveled(total - 1 - number, steps)  # backwards: the first is found last
+            offsets: list = [step * cells for step, cells in zip(at_step, cells_a_step, strict=True)]
             offsets[-1] = offsets[-1] + np.arange(cells_a_step[-1], dtype=np.int32)[:, None]
             *before, last = (
                 jnp.maximum(jnp.minimum(start + offset, stop - 1), 0)
@@ -436,6 +566,15 @@ def gathered_winners(winner: Winner) -> Callable:
         return values, index.reshape(values.shape)
 
     return read
+
+
+def _unraveled(number: jax.Array, counts: Sequence[jax.Array]) -> list[jax.Array]:
+    """The place along each axis of the cell of that row-major number in a grid of so many."""
+    places = []
+    for count in reversed(counts):
+        places.insert(0, number % count)
+        number = number // count
+    return places
 
 
 def _over_grid(values: jax.Array, axis: int, segments: Sequence[_Segments]) -> jax.Array:
@@ -494,8 +633,7 @@ def _evenly(plan: AxisPlan, extent: int, most: int = _ROWS_A_STEP) -> int:
 
 def _steps(segments: _Segments, rows_a_step: int) -> jax.Array:
     """How many steps the longest segment takes, at least 1."""
-    starts, stops = segments.long()
-    longest = jnp.max(stops - starts)
+    longest = jnp.max(segments.stops - segments.starts)
     # Sizes that are constants would let XLA unroll the loop, and fuse what it fences off.
     longest = lax.optimization_barrier(longest)
     return jnp.maximum((longest + rows_a_step - 1) // rows_a_step, 1)
@@ -514,7 +652,9 @@ def _unflattened(flat: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Arra
     return flat.reshape(*shape[:axis], -1, *shape[axis + 1 :])
 
 
-VALUES = gathered, masked
-WINNERS = gathered_winners, masked_winners
-SUMS = scattered, plain
-SCANNED = scanned, scanned
+VALUES = gathered, masked_at_once, masked
+WINNERS = gathered_winners, masked_winners, masked_winners
+VALUES_OF_WINDOWS = picked, masked_at_once, masked
+WINNERS_OF_WINDOWS = picked_winners, masked_winners, masked_winners
+SUMS = scattered, plain, plain
+SCANNED = scanned, scanned, scanned

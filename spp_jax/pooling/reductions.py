@@ -83,6 +83,18 @@ class Monoid:
 
     ``lift``, ``finish`` and a ``combine`` of your own are differentiated as they are written: where one has
     a derivative of NaN, so has every cell of that bin, also if the bin's own cotangent is 0.
+
+    Example:
+        >>> from spp_jax import spatial_pyramid_pool
+        >>> @reduction
+        ... class MeanSquare(Monoid):
+        ...     def lift(self, cells):
+        ...         return cells**2
+        ...
+        ...     def finish(self, state, count):
+        ...         return state / count
+        >>> spatial_pyramid_pool(jnp.array([[[3.0], [4.0]]]), levels=(1,), reduce=MeanSquare()).item()
+        12.5
     """
 
     combine: Callable[[State, State], State] = staticmethod(lax.add)

@@ -38,6 +38,10 @@ def boxes_to_windows(boxes, strides: Sequence[int], offsets: Sequence[float], si
 
     Raises:
         ValueError: the boxes' shape is another.
+
+    Example:
+        >>> boxes_to_windows([[32, 32], [100, 100]], strides=(16, 16), offsets=(0, 0)).tolist()
+        [[2, 2], [7, 7]]
     """
     xp = jnp if isinstance(boxes, jax.Array) or isinstance(sizes, jax.Array) else np
     boxes = xp.asarray(boxes)

@@ -1,5 +1,7 @@
 """The evaluator: scores a run's validation and test parts, with the parameters of the moment."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from spp_jax.data.records import Records
@@ -20,8 +22,19 @@ class Evaluator:
         buckets: those that validation and test need.
     """
 
-    def __init__(self, recipe: Recipe, state: TrainState, job: Job, fsdp: int | None):
-        """Make the programs; none is compiled yet. ``state``: or its shapes and dtypes."""
+    def __init__(
+        self, recipe: Recipe, state: TrainState, job: Job, fsdp: int | None, check: Callable[..., None]
+    ):
+        """Make the programs; none is compiled yet.
+
+        Args:
+            recipe: how the run trains and judges.
+            state: or its shapes and dtypes.
+            job: whose buckets are used.
+            fsdp: as :func:`~spp_jax.compilation.placements` takes it.
+            check: called after each batch; what it raises breaks the scoring off.
+        """
+        self._check = check
         self._plan, self._mesh = job.schedule.plan, job.mesh
         self.forward = forward_executables(
             recipe.graph, recipe.loss, state.model, job.mesh, job.parts["train"], fsdp
@@ -38,7 +51,9 @@ class Evaluator:
         Raises:
             UsageError: not one could be read.
         """
-        scores, losses, failed = score_records(self.forward, state.model, records, self._plan, self._mesh)
+        scores, losses, failed = score_records(
+            self.forward, state.model, records, self._plan, self._mesh, self._check
+        )
         if len(failed) == len(records):
             raise UsageError(f"not one of the {len(records)} photographs to judge by could be read")
         return scores, losses, {records.ids[index]: reason for index, reason in failed.items()}

@@ -5,8 +5,10 @@ import csv
 import io
 import itertools
 import json
+import logging
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from spp_jax.addresses import is_address
 from spp_jax.names import cell
 
 __all__ = ["Journal", "draw_curves", "read_journal", "write_skipped"]
+
+
+_log = logging.getLogger(__name__)
 
 
 class Journal:
@@ -40,6 +45,7 @@ class Journal:
         self._writes, self._file, self._board = writes, None, None
         if not writes:
             return
+        self._tell_missing(step)
         folder.mkdir(parents=True, exist_ok=True)
         if is_address(folder):
             return
@@ -47,10 +53,16 @@ class Journal:
         whole.write_text(self._text())
         os.replace(whole, self._path)
         self._file = self._path.open("a")
-        with contextlib.suppress(ModuleNotFoundError):  # an extra: the journal has all of it
-            from tensorboardX import SummaryWriter
+        self._board = _Board(folder / "tensorboard", step)
 
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+    def _tell_missing(self, step: int) -> None:
+        have = {line["step"] for line in self.lines if "loss" in line}
+        missing = sorted(set(range(1, step + 1)) - have)
+        if missing:
+            _log.warning(
+                f"{self._path} lacks {len(missing)} of the {step} steps done, such as step {missing[0]}: the "
+                "figures of these are lost, the parameters are not"
+            )
 
     def write(self, line: dict[str, Any]) -> None:
         """Append a line."""
@@ -58,12 +70,7 @@ class Journal:
         if self._file:
             self._file.write(json.dumps(line) + "\n")
         if self._board:
-            checked = "validation" in line
-            for name, value in (line["validation"] if checked else line).items():
-                if name != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(
-                        f"{'validation' if checked else 'train'}/{name}", value, line["step"]
-                    )
+            self._board.write(line)
 
     def flush(self) -> None:
         """Have everything on disk; called before a checkpoint, which must never be ahead of it."""
@@ -87,16 +94,105 @@ class Journal:
         return "".join(json.dumps(line) + "\n" for line in self.lines)
 
 
-def read_journal(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's journal; a last line that a kill cut short is left out."""
-    path = folder / "metrics.jsonl"
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
+class _Board:
+    """TensorBoard's events of a run. It only tells: what fails here is said once, and nothing stops.
+
+    Written as they come, by no thread: tensorboardX's own ends, and then hangs who writes, when the clock
+    goes back.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        """Open a file of events; those after this step, of a run that is gone on with, are forgotten."""
+        self._events: Any = None
+        with self._telling():
+            try:
+                from tensorboardX.event_file_writer import EventsWriter
+            except ModuleNotFoundError:  # an extra: the journal has all of it
+                return
+            folder.mkdir(parents=True, exist_ok=True)
+            self._events = EventsWriter(str(folder / "events"))
+            if step:
+                from tensorboardX.proto import event_pb2
+
+                protocol: Any = event_pb2
+                started = protocol.SessionLog(status=protocol.SessionLog.START)
+                event = protocol.Event(step=step + 1, session_log=started, wall_time=time.time())
+                self._events.write_event(event)
+
+    def write(self, line: dict[str, Any]) -> None:
+        if self._events is None:
+            return
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.summary import scalar
+
+        checked = "validation" in line
+        for name, value in (line["validation"] if checked else line).items():
+            if name != "step" and isinstance(value, int | float) and self._events:
+                tag = f"{'validation' if checked else 'train'}/{name}"
+                with self._telling():
+                    event = Event(step=line["step"], summary=scalar(tag, value), wall_time=time.time())
+                    self._events.write_event(event)
+
+    def flush(self) -> None:
+        with self._telling():
+            if self._events:
+                self._events.flush()
+
+    def close(self) -> None:
+        with self._telling():
+            if self._events:
+                self._events.close()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
         try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
+            yield
+        except Exception as error:
+            events, self._events = self._events, None
+            with contextlib.suppress(Exception):
+                if events:
+                    events.close()
+            _log.warning(f"TensorBoard's events are not written any more: {error}")
+
+
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's journal, each step and each validation once.
+
+    A last line that a kill cut short is left out, and, with a warning, what else is no line of a journal.
+    """
+    path = folder / "metrics.jsonl"
+    texts = path.read_text(errors="replace").splitlines() if path.is_file() else []
+    lines: dict[tuple[int, bool], dict[str, Any]] = {}
+    for number, text in enumerate(texts, 1):
+        line: Any = None
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+        if not _is_line(line):
+            if number < len(texts):
+                _log.warning(f"{path}, line {number}, is no line of a journal: it is left out")
+            continue
+        lines.setdefault((line["step"], "validation" in line), line)
+    return sorted(lines.values(), key=lambda line: line["step"])
+
+
+def _is_line(line: Any) -> bool:
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        return False
+    skipped, judged = line.get("skipped", {}), line.get("validation")
+    if not isinstance(skipped, dict) or not all(isinstance(reason, str) for reason in skipped.values()):
+        return False
+    if "validation" in line:
+        return (
+            isinstance(judged, dict)
+            and "loss" in judged
+            and all(_is_number(judged.get(name)) for name in ("loss", "accuracy", "srcc"))
+        )
+    named = ("loss", "accuracy", "pictures")
+    return all(name in line and _is_number(line[name]) for name in named)
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
 def write_skipped(path: Path, skipped: dict[str, str]) -> None:

@@ -2,8 +2,8 @@
 
 import contextlib
 import logging
-import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from spp_jax.addresses import is_address
 from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.compilation import Compiled, placements, warn_of_compilations
-from spp_jax.errors import SppJaxError
+from spp_jax.errors import SppJaxError, UsageError
 from spp_jax.metrics import Agreement, merit
 from spp_jax.names import printable
 from spp_jax.run.artifacts import (
@@ -26,9 +26,10 @@ from spp_jax.run.artifacts import (
 )
 from spp_jax.run.beginning import from_checkpoint, from_weights, training_part
 from spp_jax.run.evaluator import Evaluator
-from spp_jax.run.interruption import Interruption
+from spp_jax.run.interruption import Interruption, StoppedError
 from spp_jax.run.job import Job
 from spp_jax.run.journal import Journal, write_skipped
+from spp_jax.run.lock import RunLock
 from spp_jax.run.profile import Profile
 from spp_jax.run.programs import compile_programs, memory
 from spp_jax.training import TrainState, configured_training, fit, step_executables
@@ -95,13 +96,15 @@ class TrainingRun:
         recipe, state = configured_training(job.config, job.total_steps, job.schedule.mean_batch, job.marks)
         self.state: TrainState = jax.device_put(state, placements(state, job.mesh, fsdp))
         self._step = step_executables(recipe, self.state, job.mesh, job.parts["train"], fsdp)
-        self._evaluator = Evaluator(recipe, self.state, job, fsdp)
+        self._evaluator = Evaluator(recipe, self.state, job, fsdp, self._check_interruption)
         self._seen, self._began = 0, time.perf_counter()
         self._saved_at = self._drawn_at = time.monotonic()
 
     def __enter__(self) -> "TrainingRun":
         self._open = contextlib.ExitStack()
         with contextlib.ExitStack() as opening:
+            if self._leads:
+                opening.enter_context(RunLock(self.folder))
             self._checkpoints = opening.enter_context(Checkpoints(self.folder))
             self._interruption = opening.enter_context(Interruption(self._checkpoints))
             opening.callback(self._list_skipped)  # wanted most where a run ended early
@@ -145,7 +148,9 @@ class TrainingRun:
         self.begin()
         self.compile()
         self.fit()
-        return None if self.interrupted else self.finish()
+        with contextlib.suppress(StoppedError):
+            return None if self.interrupted else self.finish()
+        return None
 
     def begin(self) -> None:
         """Have the first state: fresh, from other weights, or from the checkpoint to go on from."""
@@ -155,9 +160,13 @@ class TrainingRun:
         for name, reason in self.job.skipped.items():
             _log.warning(f"skipped {printable(name)}: {printable(reason)}")
         self._check_share()
+        if self._leads:
+            self._checkpoints.set_incomplete_aside()
         if self._resume:
             self.done, self.state = from_checkpoint(self._checkpoints, self._about, self.state)
             _log.info(f"resumed at step {self.done} of {self.job.total_steps}")
+        elif self._checkpoints.latest_step() is not None:
+            raise UsageError(f"{self.folder} already holds a run, begun meanwhile: start again")
         elif self.job.config.init_from:
             self.state = from_weights(self.job.config, self.state)
 
@@ -172,7 +181,9 @@ class TrainingRun:
             "step": (self._step, self.job.schedule.buckets),
             "forward": (self._evaluator.forward, self._evaluator.buckets),
         }
-        compile_programs(programs, self.job.mesh, told, self._interruption.came)
+        if not self.interrupted:
+            with self._interruption.at_once():
+                compile_programs(programs, self.job.mesh, told, self._interruption.came)
 
     def fit(self) -> None:
         """Run the steps that are left, validating each epoch and saving; wait for the last save."""
@@ -197,7 +208,11 @@ class TrainingRun:
             self._save(None)
             self._checkpoints.wait()  # what cannot be written is said now, and not when an epoch is lost
         if self._leads:
-            write_description(job, self.folder)
+            with _telling("what the run is"):
+                write_description(job, self.folder)
+        owed = self._resume and not self.interrupted and not self._journal_has_validation()
+        if owed and (srcc := self._validate()) is not None:
+            self._save(srcc, again=True)  # now that it is judged
         self._began = time.perf_counter()
         if not self.interrupted:  # while compiling
             with warn_of_compilations():
@@ -224,11 +239,12 @@ class TrainingRun:
         if self.validated is None:  # a finished run was resumed; by all hosts, as the program runs on all
             self.validated, _, _ = self._evaluator.score(self.state, job.parts["validation"])
         if self._leads:
-            write_figures(job, self.folder, figures)
-            if not write_curves(self.journal, job.schedule, self.folder):
-                _log.warning("curves.png is not drawn: pip install 'spp_jax[plots]'")
-            write_page(job, self.folder, self.journal, self.validated)
-            write_skipped(self.folder / "skipped.csv", self.skipped)
+            with _telling("metrics.json"):
+                write_figures(job, self.folder, figures)
+            self._draw()
+            with _telling("report.html"):
+                write_page(job, self.folder, self.journal, self.validated)
+            self._list_skipped(always=True)
         if self.skipped:
             _log.warning(f"skipped {len(self.skipped)} photographs: {self.folder / 'skipped.csv'}")
         return figures
@@ -250,7 +266,7 @@ class TrainingRun:
         self._bar.update()
         self._profile.after(done)
         ends = done == job.total_steps
-        srcc = self._validate() if ends or job.schedule.epochs_done(done).is_integer() else None
+        srcc = self._validate() if self._is_judged(done) else None
         stopping = self._interruption.stops_after(done)  # asked once: what stops is saved
         minutes = (time.monotonic() - self._saved_at) / 60
         due = config.save_minutes is not None and jax.process_count() == 1 and minutes >= config.save_minutes
@@ -261,25 +277,46 @@ class TrainingRun:
     def _validate(self) -> float | None:
         """The SRCC, where it is the best so far."""
         job, schedule = self.job, self.job.schedule
-        result, self.validated, failed = self._evaluator.validate(self.state, job.parts["validation"])
+        try:
+            result, self.validated, failed = self._evaluator.validate(self.state, job.parts["validation"])
+        except StoppedError:  # the run that goes on from here does it first
+            return None
         self._note_skipped(failed)
         self._check_share()
         skipped = {"skipped": failed} if failed else {}
         self.journal.write({"step": self.done, "validation": result, **skipped})
+        srcc = result["srcc"]
         _log.info(
             f"epoch {schedule.epochs_done(self.done):g}: validation loss {result['loss']:.3f}, "
-            f"accuracy {result['accuracy']:.1%}, SRCC {result['srcc'] or math.nan:.3f}"
+            f"accuracy {result['accuracy']:.1%}, SRCC {'nan' if srcc is None else f'{srcc:.3f}'}"
         )
         if self._leads and time.monotonic() - self._drawn_at >= _REDRAWN_AFTER:
-            write_curves(self.journal, schedule, self.folder)
+            self._draw()
             self._drawn_at = time.monotonic()
         if merit(result) <= self.best:
             return None
         self.best = merit(result)
         return self.best
 
-    def _save(self, srcc: float | None) -> None:
-        if self._checkpoints.latest_step() == self.done:
+    def _is_judged(self, done: int) -> bool:
+        """Whether the validation part is judged after so many steps."""
+        return done == self.job.total_steps or self.job.schedule.epochs_done(done).is_integer()
+
+    def _journal_has_validation(self) -> bool:
+        """Whether what stands now was judged, or is not to be."""
+        judged = any(line["step"] == self.done and "validation" in line for line in self.journal.lines)
+        return judged or not self.done or not self._is_judged(self.done)
+
+    def _check_interruption(self, *_) -> None:
+        self._interruption.check()
+
+    def _draw(self) -> None:
+        with _telling("curves.png"):
+            if not write_curves(self.journal, self.job.schedule, self.folder):
+                _log.warning("curves.png is not drawn: pip install 'spp_jax[plots]'")
+
+    def _save(self, srcc: float | None, *, again: bool = False) -> None:
+        if self._checkpoints.latest_step() == self.done and not again:
             return
         self.journal.flush()
         self._checkpoints.save(self.done, self.state.model, training_part(self.state), self._about, srcc)
@@ -298,6 +335,16 @@ class TrainingRun:
                 "allows; what was saved stands"
             )
 
-    def _list_skipped(self) -> None:
-        if self.skipped and self._leads and self._journal:
-            write_skipped(self.folder / "skipped.csv", self.skipped)
+    def _list_skipped(self, *, always: bool = False) -> None:
+        if always or (self.skipped and self._leads and self._journal):
+            with _telling("skipped.csv"):
+                write_skipped(self.folder / "skipped.csv", self.skipped)
+
+
+@contextlib.contextmanager
+def _telling(what: str) -> Iterator[None]:
+    """Within it is done what only tells: where that fails, it is said, and the run goes on."""
+    try:
+        yield
+    except (OSError, ValueError, ArithmeticError, LookupError, TypeError) as error:
+        _log.warning(f"{what} cannot be written: {' '.join(str(error).split())}")

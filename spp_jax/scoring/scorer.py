@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -158,6 +159,7 @@ class Scorer:
         programs: int,
         key: str | None,
     ) -> None:
+        self._process = os.getpid()
         self.config, self.min_size = config, smallest
         self.attributes = config.labels or ("score",)
         self._mesh = data_mesh()
@@ -229,6 +231,7 @@ class Scorer:
             DoesNotFitError: a photograph needs more memory than the device has.
             FloatingPointError: the score of a photograph that was read is no number.
         """
+        self._check_process()
         expected = isinstance(photos, list | tuple) and bool(self.expect(list(photos)))
         home = functools.partial(self._home, expected=expected)
         if isinstance(photos, list | tuple) and len(photos) == 1:  # a thread would take longer to start
@@ -304,6 +307,7 @@ class Scorer:
             photos: some of those that will come; none: what real photographs look like is assumed.
             background: return at once, and compile in a thread meanwhile.
         """
+        self._check_process()
         photos = list(photos)
         shapes = self.expect(photos, times=_SERVICE / len(photos)) if photos else self.usual_shapes()
         buckets = [self._bucket(shape) for shape in shapes]
@@ -334,6 +338,7 @@ class Scorer:
             DoesNotFitError: a picture needs more memory than the device has.
             FloatingPointError: the score of a picture that was read is no number.
         """
+        self._check_process()
         chosen = self._plan(np.asarray(records.sizes), 1)
         plan = BucketPlan(tuple(self._bucket(shape) for shape in _by_area(chosen)))
         several = (len(self.attributes),) if len(self.attributes) > 1 else ()
@@ -444,6 +449,20 @@ class Scorer:
         if buckets:
             threading.Thread(target=make, name="compile ahead", daemon=True).start()
 
+    def _check_process(self) -> None:
+        """Raise RuntimeError in a forked child, where JAX's threads are gone and any call would hang."""
+        if os.getpid() != self._process:
+            raise RuntimeError(
+                "a Scorer does not work in a forked child: start processes by multiprocessing's 'spawn' or "
+                "'forkserver', and make the Scorer in each; threads may share one"
+            )
+
+    def __reduce__(self):
+        raise TypeError(
+            "a Scorer cannot be pickled, as its programs belong to this process: send the checkpoint's path "
+            "and call Scorer.from_checkpoint there"
+        )
+
 
 def forward_function(graph: nnx.GraphDef, tree: Any, loss: Loss) -> Callable[[list, Padded], jax.Array]:
     """``(leaves of the variables, images) -> scores``, ``[batch]`` or what the loss reads, to be jitted."""
@@ -477,7 +496,7 @@ def _of_attributes(
 def _key(about: About, variables: nnx.State) -> str | None:
     """What a checkpoint's program follows from, besides code; None where a part of that is not ours."""
     fields = {name: value for name, value in about.config.to_dict().items() if name not in _NO_PROGRAM}
-    if any(isinstance(value, str) and ":" in value for value in fields.values()):  # a user's own, by its name
+    if about.parts:  # whose code is not this package's
         return None
     leaves = jax.tree_util.tree_leaves_with_path(variables)
     like = [(jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype)) for path, leaf in leaves]
