@@ -11,7 +11,7 @@ Under ``jit`` the masks fuse with the elementwise operations around them.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jax import lax
 
 from spp_jax.depthwise import depthwise_conv
 from spp_jax.padded import Padded
-from spp_jax.pooling import spatial_pyramid_pool
+from spp_jax.pooling import pool_windows, spatial_pyramid_pool
 from spp_jax.pooling.bins import Level, normalize_levels, num_bins, rule_named, turned_bins
 from spp_jax.pooling.reductions import Reduction, reduction_named
 
@@ -329,11 +329,29 @@ class SpatialPyramidPool(nnx.Module):
         Raises:
             ValueError: the batch may be turned, and a level differs by axis.
         """
-        reduction = jax.tree.unflatten(self.reduction, [param[...] for param in self.learnt])
-        pooled = spatial_pyramid_pool(x.values, x.sizes, levels=self.levels, reduce=reduction, rule=self.rule)
+        pooled = spatial_pyramid_pool(x.values, x.sizes, **self._options())
         if x.turned is None:
             return pooled
         return jnp.where(x.turned, pooled[:, turned_bins(self.levels)], pooled)
+
+    def windows(self, x: Padded, windows: jax.Array) -> jax.Array:
+        """Pool windows of each map, as :func:`spp_jax.pool_windows` does, instead of the whole.
+
+        Args:
+            x: ``[batch, *spatial, channels]``.
+            windows: int32 ``[batch, windows, 2, spatial_rank]``, in cells, as the maps lie.
+
+        Returns:
+            ``[batch, windows, num_bins, channels]``; bins in the order of the images as they are.
+        """
+        pooled = pool_windows(x.values, windows, x.sizes, **self._options())
+        if x.turned is None:
+            return pooled
+        return jnp.where(x.turned, pooled[:, :, turned_bins(self.levels)], pooled)
+
+    def _options(self) -> dict[str, Any]:
+        reduction = jax.tree.unflatten(self.reduction, [param[...] for param in self.learnt])
+        return {"levels": self.levels, "reduce": reduction, "rule": self.rule}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,8 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "score": "score photographs, or folders of them",
+    "explain": "say why a photograph has its score, and draw it",
+    "crop": "write the part of a photograph that is judged best",
     "train": "train a network on a data set",
     "export": "write a judge as programs that JAX and NumPy alone can run",
     "evaluate": "apply a trained judge, to a split of a data set or to photographs",

@@ -33,6 +33,7 @@ __all__ = [
     "decode",
     "decoded",
     "listed",
+    "one_photo",
     "photo_name",
     "photo_size",
 ]
@@ -62,6 +63,17 @@ def listed(photos: Any) -> list[Photo]:
     if single or hasattr(photos, "read") or (isinstance(photos, np.ndarray) and photos.ndim < 4):
         raise TypeError(f"photos must be an iterable of photographs, not one of them: [{_kind(photos)}]")
     return list(photos)
+
+
+def one_photo(photo: Any) -> Photo:
+    """The photograph.
+
+    Raises:
+        TypeError: it is a list of them.
+    """
+    if isinstance(photo, list | tuple | set):
+        raise TypeError(f"photo must be one photograph, not a {_kind(photo)} of them")
+    return photo
 
 
 def photo_size(photo: Photo, decoding: Decoding = Decoding()) -> tuple[int, int]:  # noqa: B008  # frozen

@@ -346,8 +346,8 @@ class SPPNet(nnx.Module):
         pooled = self._pooled(images)
         return pooled.reshape(pooled.shape[0], -1)
 
-    def _pooled(self, images: Padded | jax.Array) -> jax.Array:
-        """``[batch, bins, features]``; with pyramids of their own, all maps' in one bin."""
+    def maps(self, images: Padded | jax.Array) -> tuple[Padded, ...]:
+        """Images, as for a call, to the feature maps that the pyramids read."""
         if not isinstance(images, Padded):
             images = Padded.whole(jnp.asarray(images))
         shape = images.values.shape
@@ -358,16 +358,45 @@ class SPPNet(nnx.Module):
                 f"images of {shape[1]}x{shape[2]} pixels are smaller than this model takes: at least "
                 f"{self.min_size[0]}x{self.min_size[1]}"
             )
-        maps = self.body(images.map(self._normalize))
+        return self.body(images.map(self._normalize))
+
+    def pooled_windows(self, maps: Sequence[Padded], windows: Sequence[jax.Array]) -> jax.Array:
+        """Windows of the maps to what the head is given of each: ``[batch, windows, bins, features]``.
+
+        Args:
+            maps: as :meth:`maps` gives them.
+            windows: of each map, int32 ``[batch, windows, 2, 2]``: starts, stops, in cells.
+        """
+        return self._joined(
+            [functools.partial(_windows, x, each) for x, each in zip(maps, windows, strict=True)]
+        )
+
+    def pooled(self, maps: Sequence[Padded]) -> jax.Array:
+        """The maps to what the head is given: ``[batch, bins, features]``."""
+        return self._joined([functools.partial(_whole, x) for x in maps])
+
+    @property
+    def map_pools(self) -> tuple[tuple[SpatialPyramidPool, ...], ...]:
+        """Of each map, the pools that read it, in the order in which the head is given what they pool."""
         if not self.several:
-            return jnp.concatenate([pool(features) for features in maps for pool in self.pools], axis=-1)
+            return tuple(tuple(self.pools) for _ in self.body.geometries)
+        return tuple(tuple(self.pools[number] for number in pools) for pools, _ in self.reads)
+
+    def _pooled(self, images: Padded | jax.Array) -> jax.Array:
+        """``[batch, bins, features]``; with pyramids of their own, all maps' in one bin."""
+        return self.pooled(self.maps(images))
+
+    def _joined(self, reads: Sequence[Callable[[SpatialPyramidPool], jax.Array]]) -> jax.Array:
+        """What each pool reads from its map, ``[..., bins, channels]``, put together."""
+        powers = [power for _, power in self.reads] if self.several else [1.0] * len(reads)
         pooled = [
-            _power(self.pools[number](features), power)
-            for features, (pools, power) in zip(maps, self.reads, strict=True)
-            for number in pools
+            _power(read(pool), power)
+            for read, pools, power in zip(reads, self.map_pools, powers, strict=True)
+            for pool in pools
         ]
-        vectors = [each.reshape(each.shape[0], 1, -1) for each in pooled]
-        return jnp.concatenate(vectors, axis=-1)
+        if self.several:
+            pooled = [each.reshape(*each.shape[:-2], 1, -1) for each in pooled]
+        return jnp.concatenate(pooled, axis=-1)
 
     def _normalize(self, pixels: jax.Array) -> jax.Array:
         """Pixels to about zero mean and unit variance: (x - mean) / std."""
@@ -376,6 +405,14 @@ class SPPNet(nnx.Module):
             pixels = pixels.astype(jnp.result_type(*(param.dtype for param in params))) / 255
         mean, std = (jnp.asarray(constant, pixels.dtype) for constant in (self.mean, self.std))
         return (pixels - mean) / std
+
+
+def _whole(x: Padded, pool: SpatialPyramidPool) -> jax.Array:
+    return pool(x)
+
+
+def _windows(x: Padded, windows: jax.Array, pool: SpatialPyramidPool) -> jax.Array:
+    return pool.windows(x, windows)
 
 
 def _power(pooled: jax.Array, power: float) -> jax.Array:

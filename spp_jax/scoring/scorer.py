@@ -22,7 +22,7 @@ from spp_jax.buckets import Bucket, BucketPlan
 from spp_jax.checkpoints import About, Checkpoints
 from spp_jax.compilation import abstract, data_mesh, over_rows, replicated
 from spp_jax.config import RunConfig
-from spp_jax.data.decoding import Photo, UnreadableError, listed, photo_size
+from spp_jax.data.decoding import Photo, UnreadableError, listed, one_photo, photo_size
 from spp_jax.data.loading import load_batches, put
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import in_order
@@ -30,8 +30,11 @@ from spp_jax.errors import UsageError
 from spp_jax.models import SPPNet
 from spp_jax.models.configured import build_model
 from spp_jax.padded import Padded
+from spp_jax.scoring.crops import Crop, best_crops, candidates, smallest_crop, wanted
+from spp_jax.scoring.explanation import Explanation, explain
 from spp_jax.scoring.ladder import Ladder, Shape
 from spp_jax.scoring.programs import Programs, make_all
+from spp_jax.scoring.regions import Regions, Seen, checked_boxes
 from spp_jax.scoring.shipped import DEFAULT, JUDGES, shipped
 from spp_jax.scoring.stream import Ready, Scored, batches_of, read_photo, read_photos
 from spp_jax.training.losses import Loss, create_loss
@@ -173,6 +176,8 @@ class Scorer:
         self._lock = threading.Lock()
         several = 1 if self._mesh.devices.flat[0].platform == "cpu" else 2
         self._programs = Programs(self.forward, self._arguments, most=programs * several, key=key)
+        self._parts = graph, tree, loss
+        self._most = programs
 
     @property
     def programs(self) -> Programs:
@@ -247,6 +252,115 @@ class Scorer:
                     Scored(place, s if s.ndim else float(s), "")
                     for (place, _), s in zip(good, scores, strict=True)
                 )
+
+    def explain(self, photo: Photo, *, attribute: str | None = None) -> Explanation:
+        """Why a photograph has its score: where it is good, which cells won, how its parts add up.
+
+        Args:
+            photo: as for :meth:`score`, one.
+            attribute: of :attr:`attributes`, the one to explain; None: the first.
+
+        Raises:
+            UnreadableError: it cannot be read, or is smaller than the model takes.
+            UsageError: there is no such attribute.
+            TypeError: the model is no :class:`~spp_jax.models.SPPNet`.
+        """
+        attribute = self._attribute(attribute)
+        return explain(self._regions, self._seen(photo), self.attributes, attribute)
+
+    def score_boxes(self, photo: Photo, boxes: Any) -> np.ndarray:
+        """How good parts of one photograph are: float32 ``[n]``, or ``[n, k]`` of k :attr:`attributes`.
+
+        The convolutions run once; each box is a window of their maps. So it is judged as seen within the
+        photograph: cells near its edge see a little beyond it, where a cut-out would have its border.
+
+        Args:
+            photo: as for :meth:`score`, one.
+            boxes: ``[n, 4]``: left, top, right, bottom, in pixels of the upright photograph, whatever
+                size it is judged at.
+
+        Raises:
+            ValueError: a box reaches outside the photograph or has no area, or there are not four numbers.
+            UnreadableError: the photograph cannot be read, or is smaller than the model takes.
+            UsageError: the judge does not see whole photographs (``input`` is ``crop`` or ``pad``).
+            TypeError: the model is no :class:`~spp_jax.models.SPPNet`.
+        """
+        photo = one_photo(photo)
+        size = self._upright_size(photo)
+        found = checked_boxes(boxes, size)
+        return self._scores_of(self._seen(photo), size, found)
+
+    def crops(
+        self,
+        photo: Photo,
+        aspects: Sequence[str | None] = (None, "1:1", "4:5", "16:9"),
+        count: int = 5,
+        *,
+        attribute: str | None = None,
+    ) -> list[Crop]:
+        """Parts of a photograph that would be better photographs: the best of each neighbourhood.
+
+        Args:
+            photo: as for :meth:`score`, one.
+            aspects: width:height of each shape wanted; None: the photograph's own.
+            count: of crops, over all shapes; of each shape the best comes first into it.
+            attribute: of :attr:`attributes`, the one to judge by; None: the first.
+
+        Returns:
+            Crops, best first, each with its score and the original's; none where the photograph is too small.
+
+        Raises:
+            UnreadableError: it cannot be read, or is smaller than the model takes.
+            UsageError: an aspect is malformed, ``count`` is below 1, or as :meth:`score_boxes`.
+        """
+        aspects, column = wanted(aspects, count), self.attributes.index(self._attribute(attribute))
+        photo = one_photo(photo)
+        size, seen = self._upright_size(photo), self._seen(photo)
+        smallest = smallest_crop(size, seen.size, self.min_size)
+        boxes = {aspect: candidates(size, aspect, smallest) for aspect in aspects}
+        together = np.concatenate([[[0, 0, size[1], size[0]]], *boxes.values()])
+        found = self._scores_of(seen, size, together.astype(np.float64)).reshape(len(together), -1)
+        stops = np.cumsum([1, *(len(each) for each in boxes.values())])
+        scores = dict(zip(boxes, np.split(found[:, column], stops)[1:], strict=False))
+        return best_crops(boxes, scores, float(found[0, column]), count)
+
+    @functools.cached_property
+    def _regions(self) -> Regions:
+        return Regions(
+            *self._parts,
+            self.leaves,
+            self._mesh,
+            self._arguments,
+            either=self.both_orientations,
+            most=self._most,
+        )
+
+    def _attribute(self, attribute: str | None) -> str:
+        if attribute is not None and attribute not in self.attributes:
+            raise UsageError(
+                f"attribute {attribute!r} is not judged; these are: {', '.join(self.attributes)}", "attribute"
+            )
+        return attribute or self.attributes[0]
+
+    def _seen(self, photo: Photo) -> Seen:
+        self._check_process()
+        found = read_photo(one_photo(photo), self.config.decoding, self.min_size, self._home)
+        if isinstance(found, str):
+            raise UnreadableError(found)
+        return self._regions.see(found)
+
+    def _upright_size(self, photo: Photo) -> tuple[int, int]:
+        if self.config.input in ("crop", "pad"):
+            raise UsageError(
+                f"this judge sees no whole photographs (input={self.config.input}): "
+                "boxes of them have no score"
+            )
+        return photo_size(photo, dataclasses.replace(self.config.decoding, max_pixels=None, input="full"))
+
+    def _scores_of(self, seen: Seen, size: tuple[int, int], boxes: np.ndarray) -> np.ndarray:
+        height, width = size
+        scale = np.array([seen.size[1] / width, seen.size[0] / height] * 2)
+        return self._regions.judge(seen, boxes * scale).scores
 
     @functools.cached_property
     def digest(self) -> str:

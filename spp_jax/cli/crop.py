@@ -1,0 +1,81 @@
+"""`spp-jax crop`: write the part of a photograph that is judged best."""
+
+import dataclasses
+from pathlib import Path
+
+import tyro
+
+from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.judging import judge_of, new_file, read_errors
+from spp_jax.cli.program import DONE, run_program
+from spp_jax.compilation import default_cache_dir, use_compilation_cache
+from spp_jax.data.cutting import ENDINGS, cut
+from spp_jax.errors import UsageError
+from spp_jax.names import printable
+from spp_jax.scoring import DEFAULT
+from spp_jax.scoring.crops import wanted
+
+__all__ = ["main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Find the part of a photograph that is judged best, and write it: quality, profile and EXIF are kept.
+
+    Exit status: 0 done; 1 failed, as where the photograph cannot be read; 2 wrong use.
+    """
+
+    photo: tyro.conf.Positional[AnyPath]
+    """The photograph. It is left as it is."""
+    aspect: tuple[str, ...] = ()
+    """Shapes, width:height, such as 4:5. Default: the photograph's own."""
+    count: int = 1
+    """How many crops are said; the best is written."""
+    out: Path | None = None
+    """File for the best crop: .jpg, .png, .tif or .webp. Default: only what is said."""
+    checkpoint: AnyPath | None = None
+    """Folder of a run: the --out of spp-jax train. Default: the judge that ships and --judge names."""
+    judge: str = DEFAULT
+    """The judge that ships: quality, beauty, all (both), or compact, a small one."""
+    attribute: str | None = None
+    """Which of the things judged is to be best. Default: the first."""
+    overwrite: bool = False
+    """Replace --out where it is there."""
+    cache_dir: str = default_cache_dir()
+    """Where compiled programs are kept: a folder, or gs://... Trusted. Default:
+    $JAX_COMPILATION_CACHE_DIR, or private to you."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+
+    def work() -> int:
+        options = tyro.cli(Options, args=arguments, prog="spp-jax crop")
+        wanted(options.aspect, options.count)
+        if options.out is not None:
+            if options.out.suffix.lower() not in ENDINGS:
+                raise UsageError(f"out {options.out} must end in one of {', '.join(ENDINGS)}", "out")
+            new_file(options.out, options.photo, options.overwrite)
+        use_compilation_cache(options.cache_dir)
+        return _crop(options)
+
+    return run_program("spp-jax crop", Options, work)
+
+
+def _crop(options: Options) -> int:
+    scorer = judge_of(options.judge, options.checkpoint)
+    with read_errors(options.photo):
+        aspects = options.aspect or (None,)
+        crops = scorer.crops(options.photo, aspects, options.count, attribute=options.attribute)
+        if not crops:
+            raise UsageError(f"{options.photo} is too small for a crop of that shape")
+        print(f"{crops[0].original:.4f}  {printable(str(options.photo))}")
+        for crop in crops:
+            left, top, right, bottom = crop.box
+            shape = "" if crop.aspect is None else f"  {crop.aspect}"
+            print(f"{crop.score:.4f}  {right - left} x {bottom - top} from x {left}, y {top}{shape}")
+        if options.out is not None:
+            cut(options.photo, crops[0].box, options.out)
+            if crops[0].score <= crops[0].original:
+                print("no crop of that shape is judged better than the whole photograph")
+    return DONE

@@ -1,0 +1,83 @@
+"""`spp-jax explain`: why a photograph has its score, as a picture."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.judging import judge_of, new_file, read_errors
+from spp_jax.cli.program import DONE, run_program
+from spp_jax.compilation import default_cache_dir, use_compilation_cache
+from spp_jax.data.decoding import decode
+from spp_jax.errors import UsageError
+from spp_jax.names import printable
+from spp_jax.scoring import DEFAULT
+from spp_jax.scoring.drawing import check_drawing, draw_explanation
+
+__all__ = ["main"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Say why a photograph has its score: where it is good, which spots won, and how its parts add up.
+
+    Exit status: 0 done; 1 failed, as where the photograph cannot be read; 2 wrong use.
+    """
+
+    photo: tyro.conf.Positional[AnyPath]
+    """The photograph."""
+    out: Path | None = None
+    """PNG to draw: the photograph, its parts' scores, the winning spots, the parts of the score. Or .npz:
+    the arrays map, parts and parts_names. Default: only what is said."""
+    checkpoint: AnyPath | None = None
+    """Folder of a run: the --out of spp-jax train. Default: the judge that ships and --judge names."""
+    judge: str = DEFAULT
+    """The judge that ships: quality, beauty, all (both), or compact, a small one."""
+    attribute: str | None = None
+    """Which of the things judged is explained. Default: the first."""
+    overwrite: bool = False
+    """Replace --out where it is there."""
+    cache_dir: str = default_cache_dir()
+    """Where compiled programs are kept: a folder, or gs://... Trusted. Default:
+    $JAX_COMPILATION_CACHE_DIR, or private to you."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+
+    def work() -> int:
+        options = tyro.cli(Options, args=arguments, prog="spp-jax explain")
+        if options.out is not None:
+            if options.out.suffix.lower() not in (".png", ".npz"):
+                raise UsageError(f"out {options.out} must end in .png or .npz", "out")
+            if options.out.suffix.lower() == ".png":
+                check_drawing()
+            new_file(options.out, options.photo, options.overwrite)
+        use_compilation_cache(options.cache_dir)
+        return _explain(options)
+
+    return run_program("spp-jax explain", Options, work)
+
+
+def _explain(options: Options) -> int:
+    scorer = judge_of(options.judge, options.checkpoint)
+    with read_errors(options.photo):
+        why = scorer.explain(options.photo, attribute=options.attribute)
+        print(f"{why.score:.4f}  {printable(str(options.photo))}")
+        low, high = (np.unravel_index(place, why.map.shape) for place in (why.map.argmin(), why.map.argmax()))
+        for name, (y, x) in (("best", high), ("worst", low)):
+            print(f"{name} part: {why.map[y, x]:.4f}, the {why.window} pixels around x {x}, y {y}")
+        width = max(map(len, why.parts))
+        for name, amount in why.parts.items():
+            print(f"  {name:{width}}  {amount:+.4f}")
+        print(f"  {'logit':{width}}  {why.logit:+.4f}")
+        if options.out is None:
+            return DONE
+        if options.out.suffix.lower() == ".npz":
+            names, amounts = np.array(list(why.parts)), np.array(list(why.parts.values()))
+            np.savez(options.out, map=why.map, parts=amounts, parts_names=names)
+        else:
+            draw_explanation(decode(options.photo, scorer.config.decoding), why, options.out)
+    return DONE

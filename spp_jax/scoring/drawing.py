@@ -1,0 +1,100 @@
+"""The picture of an explanation: photograph, heat map, winners, parts. Needs matplotlib (spp_jax[plots])."""
+
+from pathlib import Path
+
+import numpy as np
+
+from spp_jax.errors import UsageError
+from spp_jax.scoring.explanation import BinWinners, Explanation
+
+__all__ = ["check_drawing", "draw_explanation"]
+
+_SHOWN = 8  # winning cells that are marked
+
+
+def check_drawing() -> None:
+    """Raise UsageError where matplotlib is not installed."""
+    try:
+        import matplotlib as _  # noqa: F401
+    except ModuleNotFoundError:
+        raise UsageError("a picture needs matplotlib: pip install 'spp_jax[plots]'") from None
+
+
+def draw_explanation(pixels: np.ndarray, why: Explanation, path: Path) -> None:
+    """Draw an explanation to a PNG.
+
+    Args:
+        pixels: uint8 ``[height, width, 3]``: the photograph as it was judged.
+        why: its explanation.
+        path: of the file.
+
+    Raises:
+        UsageError: matplotlib is not installed.
+    """
+    check_drawing()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height, width = pixels.shape[:2]
+    tall = min(max(5.2 * height / width, 2.2), 7.5)
+    figure = Figure(figsize=(17.5, tall + 1.1), layout="constrained")
+    FigureCanvasAgg(figure)
+    photo, local, won, parts = figure.subplots(1, 4, width_ratios=(1, 1.12, 1, 0.8))
+    photo.imshow(pixels)
+    photo.set_title(f"{why.attribute}: {why.score:.2f}")
+    grey = np.repeat(pixels.mean(axis=2, keepdims=True) / 255, 3, axis=2)
+    local.imshow(0.55 + 0.45 * grey)
+    drawn = local.imshow(why.map, cmap="viridis", alpha=0.65, vmin=0, vmax=1)
+    figure.colorbar(drawn, ax=local, shrink=0.8, label="score of the part around the point")
+    local.set_title(f"parts of {why.window} pixels: {why.map.min():.2f} to {why.map.max():.2f}")
+    won.imshow(grey)
+    _mark(won, why)
+    _bars(parts, why)
+    for axes in (photo, local, won):
+        axes.axis("off")
+    figure.savefig(path, dpi=80, format="png")
+
+
+def finest(winners: tuple[BinWinners, ...]) -> list[BinWinners]:
+    """Of the map of the coarsest cells, the bins of its finest level: they cover the picture once."""
+    if not winners:
+        return []
+    last = max(each.map for each in winners)
+    level = max((each.level for each in winners if each.map == last), key=lambda level: level[0] * level[1])
+    return [each for each in winners if each.map == last and each.level == level]
+
+
+def _mark(axes, why: Explanation) -> None:
+    """The bins of one level, and the winning cells that move the score most."""
+    from matplotlib.patches import Rectangle
+
+    bins = finest(why.winners)
+    if not bins:
+        axes.set_title("this judge takes no maxima")
+        return
+    for each in bins:
+        left, top, right, bottom = each.box
+        axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", lw=0.6))
+    pixels = np.concatenate([each.pixels for each in why.winners])
+    effects = np.concatenate([each.effects for each in why.winners])
+    places, where = np.unique(pixels, axis=0, return_inverse=True)
+    sums = np.bincount(where.reshape(-1), weights=effects, minlength=len(places))
+    for up, colour, name in ((True, "tab:blue", "up"), (False, "tab:red", "down")):
+        most = np.argsort(-sums if up else sums)[:_SHOWN]
+        most = most[(sums[most] > 0) == up]
+        if len(most):
+            sizes = 30 + 220 * np.abs(sums[most]) / np.abs(sums).max()
+            axes.scatter(*places[most].T, s=sizes, c=colour, alpha=0.75, ec="white", label=name)
+    axes.legend(loc="lower right", fontsize=8, title="moves the score", title_fontsize=8)
+    axes.set_title(f"winning cells; bins of {bins[0].level[0]} x {bins[0].level[1]}")
+
+
+def _bars(axes, why: Explanation) -> None:
+    names, amounts = list(why.parts), np.array(list(why.parts.values()))
+    colours = ["tab:grey" if name == "base" else "tab:blue" for name in names]
+    colours = ["tab:red" if a < 0 and c != "tab:grey" else c for a, c in zip(amounts, colours, strict=True)]
+    axes.barh(np.arange(len(names)), amounts, color=colours)
+    axes.set_yticks(np.arange(len(names)), names, fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", lw=0.6)
+    axes.set_title(f"parts of the logit {why.logit:.2f}")
