@@ -112,8 +112,8 @@ def figures(logits: np.ndarray, scores: np.ndarray, good: np.ndarray) -> tuple[f
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a kind with one picture
         return (
-            float(spearmanr(judged, scores).statistic),
-            float(pearsonr(judged, scores).statistic),
+            float(spearmanr(judged, scores)[0]),  # pyright: ignore[reportArgumentType]
+            float(pearsonr(judged, scores)[0]),  # pyright: ignore[reportArgumentType]
             float(((judged >= 0.5) == good).mean()),
         )
 

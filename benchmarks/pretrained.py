@@ -83,7 +83,8 @@ def figures(config: RunConfig, folder: Path, features_dir: Path) -> np.ndarray:
         probe = fit_probe(image.values[train], within(every.scores, kind)[train], groups)
         logits = probe.logits(image.values[test])[:, 0]
         parts = [(kind[test] == k) for k in sorted(set(kind[test].tolist()))]
-        srcc = [float(spearmanr(logits[part], every.scores[test][part]).statistic) for part in parts]
+        found: list[Any] = [spearmanr(logits[part], every.scores[test][part]) for part in parts]
+        srcc = [float(one.statistic) for one in found]
         found.append(np.average(srcc, weights=[part.sum() for part in parts]))
     return np.array(found)
 

@@ -68,7 +68,7 @@ class TestEveryHead:
         score = judge.score([photo])[0]
         assert why.score == pytest.approx(score, abs=1e-5)
         assert 1 / (1 + np.exp(-why.logit)) == pytest.approx(score, abs=1e-5)
-        assert list(why.parts)[0] == "base"
+        assert next(iter(why.parts)) == "base"
         assert len(why.parts) > 3
 
     def test_the_whole_picture_as_a_box_has_the_pictures_score(self, judge, request):
@@ -169,7 +169,7 @@ def test_effects_are_gradient_times_feature_by_finite_differences(scorer):
     regions = scorer._regions
     network = regions.network
     vector = np.asarray(network.features(jnp.asarray(photo)[None]), np.float64)[0]
-    # The one bin of level 1x1 of map 0, under the maximum: the first bin, after the means of both maps' order.
+    # The one bin of level 1x1 of map 0, under the maximum: the first bin, after the mean's.
     widths = [4, 4, 8, 8]  # map 0 mean and max, map 1 mean and max
     places = np.arange(4) + 4
     assert sum(widths) * 21 == len(vector)

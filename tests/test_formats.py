@@ -449,7 +449,7 @@ def test_what_is_no_photograph_of_python_says_what_is_expected(tmp_path):
     with (tmp_path / "a.txt").open() as text, pytest.raises(UnreadableError, match="open it with 'rb'"):
         decode(text)
     with pytest.raises(UnreadableError, match="is a int, expected a path, bytes"):
-        decode(7)
+        decode(7)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,8 @@ class Regions:
         turned = None if like.turned is None else np.asarray(ready.turned)
         images: Any = Padded(values, sizes, turned)  # pyright: ignore[reportArgumentType]
         maps, vector = self._see[bucket].call(self.leaves, put(images, self._mesh))
-        size = ready.size[::-1] if ready.turned else ready.size
+        height, width = ready.size
+        size = (width, height) if ready.turned else (height, width)
         maps = jax.device_put(maps, replicated(self._mesh))
         return Seen(maps, np.asarray(vector, np.float32), size, ready.shape, ready.turned)
 
