@@ -14,6 +14,7 @@ inside them. The figure is SRCC on the 20 %, within each kind, weighted by its p
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr, t
