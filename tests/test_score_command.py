@@ -132,7 +132,7 @@ class TestCommand:
         ("arguments", "said"),
         [
             ([], "give photographs"),
-            (["a.png", "--programs", "0"], "--programs 0: must be at least 1"),
+            (["a.png", "--programs", "0"], "--programs must be at least 1, not 0"),
             (["a.png", "--out", "a.doc"], "give a name that ends in"),
             (["a.png", "--checkpoint", "no"], "holds no checkpoint"),
         ],
