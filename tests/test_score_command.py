@@ -18,6 +18,8 @@ RECORDS = noise_records(6)
 class Judge:
     """Scores a file by its length; stops where it is told to, as a kill would."""
 
+    attributes = ("score",)
+
     def __init__(self, stops_after=math.inf):
         self.asked, self.stops_after = [], stops_after
 
@@ -112,7 +114,8 @@ class TestCommand:
     def test_scores_folders_and_says_what_it_would_compile(self, photos, tmp_path, capsys):
         photos[0].with_name("bad.jpg").write_bytes(b"text")
         out = tmp_path / "scores.csv"
-        arguments = [str(photos[0].parent), "--cache-dir", str(tmp_path / "cache"), "--out", str(out)]
+        arguments = [str(photos[0].parent), "--judge", "compact", "--out", str(out)]
+        arguments += ["--cache-dir", str(tmp_path / "cache")]
         assert score.main([*arguments, "--dry-run"]) == 0
         assert "to be compiled" in capsys.readouterr().out
         assert not out.exists()
@@ -129,7 +132,7 @@ class TestCommand:
         ("arguments", "said"),
         [
             ([], "give photographs"),
-            (["a.png", "--programs", "0"], "--programs 0: must be at least 1"),
+            (["a.png", "--programs", "0"], "--programs must be at least 1, not 0"),
             (["a.png", "--out", "a.doc"], "give a name that ends in"),
             (["a.png", "--checkpoint", "no"], "holds no checkpoint"),
         ],
