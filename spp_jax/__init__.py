@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from spp_jax.models import SPPNet, create_model, list_models
     from spp_jax.scoring import Scorer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Bucket",

@@ -443,7 +443,8 @@ class TestEvaluate:
                 blurred = damage.damaged(crop, "blur", 3, np.random.default_rng(0))
                 (tmp_path / f"{name}-{place}-complete.png").write_bytes(png(complete))
                 (tmp_path / f"{name}-{place}-crop.png").write_bytes(png(blurred))
-        assert call(evaluate, "--photos", tmp_path, "--out", tmp_path / "scores.json")[0] == 0
+        compact = ("--judge", "compact")
+        assert call(evaluate, *compact, "--photos", tmp_path, "--out", tmp_path / "scores.json")[0] == 0
         scores = json.loads((tmp_path / "scores.json").read_text())
         complete = [score for file, score in scores.items() if file.endswith("complete.png")]
         crops = [score for file, score in scores.items() if file.endswith("crop.png")]

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from spp_jax.config import RunConfig, UsageError
+from spp_jax.config import RunConfig
+from spp_jax.errors import UsageError
 from spp_jax.run.features import Features, keep_features, kept_features
 from spp_jax.training.probe import fit_probe
 
@@ -90,7 +92,8 @@ def test_calibration_spreads_scores_as_labels_are_and_keeps_their_order():
     assert held.std() == pytest.approx(logit(y[:, 0]).std())
     z = (x - x.mean(0)) / x.std(0)
     plain = z @ ridge(z, logit(y[:, 0]), 5.0)[0]
-    assert spearmanr(plain, probe.logits(x)[:, 0]).statistic == pytest.approx(1)
+    rank: Any = spearmanr(plain, probe.logits(x)[:, 0])
+    assert rank.statistic == pytest.approx(1)
     good = y[:, 0] >= 0.5
     assert ((held >= 0) == good).mean() >= max(((held >= t) == good).mean() for t in held) - 0.05
 
@@ -213,3 +216,37 @@ def test_a_network_without_a_linear_head_is_refused(tmp_path, probed):
     config = dataclasses.replace(job.config, model="compact", model_options=("widths=(4,6)", "hidden=4"))
     with pytest.raises(UsageError, match="linear head"):
         run_probe(prepare(config, folder), tmp_path / "run", features_dir=tmp_path)
+
+
+def test_an_attribute_may_be_judged_alone(tmp_path):
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from spp_jax import Scorer, create_model, plan_buckets
+    from spp_jax.checkpoints import About, Checkpoints
+
+    options = {"widths": (4, 6), "hidden": 4}
+    model = create_model("compact", levels=(1,), outputs=2, rngs=nnx.Rngs(0), **options)
+    model.head.logits.kernel[...] = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    config = RunConfig(
+        labels=("sharp", "bright"), levels=(1,), model_options=("widths=(4,6)", "hidden=4"), buckets=1
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        about = About.of(config, plan_buckets([(16, 16)], 1), "none")
+        checkpoints.save(1, nnx.state(model), jnp.zeros(1), about, 0.5)
+    photos = [np.random.default_rng(1).integers(0, 255, (16, 20, 3), np.uint8)]
+    both = Scorer.from_checkpoint(tmp_path).score(photos)
+    one = Scorer.from_checkpoint(tmp_path, attributes=("bright",))
+    assert one.attributes == ("bright",)
+    np.testing.assert_allclose(one.score(photos), both[:, 1], rtol=1e-6)
+    with pytest.raises(UsageError, match="judges sharp, bright, not dull"):
+        Scorer.from_checkpoint(tmp_path, attributes=("dull",))
+
+
+def test_judges_have_names():
+    from spp_jax.scoring import JUDGES, list_shipped, shipped
+
+    assert set(list_shipped()) == set(JUDGES)
+    assert shipped("quality") == shipped("beauty")
+    with pytest.raises(UsageError, match="does not ship; those that do: quality, beauty, all, compact"):
+        shipped("taste")

@@ -164,7 +164,7 @@ def _of_picture(photo: Image.Image, wish: Wish, decoding: Decoding) -> tuple[tup
     height, width = decoding.scaled(upright_size(photo, decoding)).tolist()
     if not wish.pixels:
         return (height, width), None
-    picture = finish(photo, (wish.size[0], wish.size[1]) if wish.size else (height, width), wish, decoding)
+    picture = finish(photo, wish.size or (height, width), wish, decoding)
     return (picture.height, picture.width, 3), np.asarray(picture)
 
 

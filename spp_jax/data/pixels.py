@@ -118,7 +118,7 @@ def finish(picture: Image.Image, wanted: tuple[int, int], wish: Wish, decoding: 
     At most 12 bytes a pixel of the file are in use at a time: the picture as decoded and one copy of it.
     """
     orientation = _orientation(picture)
-    stored = (wanted[1], wanted[0]) if orientation not in _SWAPPED else wanted
+    stored = wanted if orientation in _SWAPPED else (wanted[1], wanted[0])
     if stored[0] < picture.width:  # a JPEG decoder can give a half, quarter or eighth
         needed = [2 * side for side in stored]
         if decoding.input == "crop":  # of which 7/8 of the shorter side are used

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,14 +123,14 @@ def features_key(config: RunConfig, variables: nnx.State, records: Records, mirr
 def kept_features(path: Path, ids: tuple[str, ...]) -> Features | None:
     """What was kept in a file; None where there is none, or it is damaged or of other pictures."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             if tuple(file["ids"].tolist()) != ids or file["values"].shape[:1] != (len(ids),):
                 return None
             failed = dict(zip(file["failed"].tolist(), file["reasons"].tolist(), strict=True))
             return Features(file["values"].astype(np.float32), failed)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         _log.warning(f"{path} is damaged, and its features are worked out anew: {error}")
         return None
 

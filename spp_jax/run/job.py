@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from spp_jax.buckets import Bucket, BucketPlan, plan_buckets
+from spp_jax.buckets import COMPILATION_PRICE, Bucket, BucketPlan, plan_buckets
 from spp_jax.compilation import data_mesh
 from spp_jax.config import RunConfig
 from spp_jax.data import load_dataset
@@ -177,6 +177,9 @@ def _plan(
             raise DoesNotHoldError(str(error)) from None
         return given
     bucketing = config.bucketing
+    if config.buckets == "auto" and config.steps:  # which say how often a picture is seen, and not the epochs
+        passes = config.steps * config.pixels_per_step / int(sizes.prod(axis=1).sum())
+        bucketing["compilation_price"] = COMPILATION_PRICE / passes
     if train.pairs is not None:  # both of a pair are in one batch
         bucketing["batch_multiple"] = math.lcm(2, config.batch_multiple)
     plan = plan_buckets(sizes, **bucketing)

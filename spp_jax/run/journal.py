@@ -112,13 +112,12 @@ class _Board:
             folder.mkdir(parents=True, exist_ok=True)
             self._events = EventsWriter(str(folder / "events"))
             if step:
-                from tensorboardX.proto.event_pb2 import (  # pyright: ignore[reportAttributeAccessIssue]
-                    Event,
-                    SessionLog,
-                )
+                from tensorboardX.proto import event_pb2
 
-                started = SessionLog(status=SessionLog.START)
-                self._events.write_event(Event(step=step + 1, session_log=started, wall_time=time.time()))
+                protocol: Any = event_pb2
+                started = protocol.SessionLog(status=protocol.SessionLog.START)
+                event = protocol.Event(step=step + 1, session_log=started, wall_time=time.time())
+                self._events.write_event(event)
 
     def write(self, line: dict[str, Any]) -> None:
         if self._events is None:

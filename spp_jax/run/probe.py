@@ -37,7 +37,7 @@ from spp_jax.run.training_run import TooManySkippedError
 from spp_jax.training import TrainState, configured_training
 from spp_jax.training.probe import STRENGTHS, Probe, fit_probe
 
-__all__ = ["FEATURES", "ProbeResult", "run_probe"]
+__all__ = ["FEATURES", "ProbeResult", "job_features", "run_probe"]
 
 _log = logging.getLogger(__name__)
 FEATURES = Path(platformdirs.user_cache_dir("spp_jax")) / "features"
@@ -95,9 +95,7 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
     _log.info(_described(job))
     state, graph = _network(job)
     every, rows = _joined(job.parts)
-    images = [
-        _features(job, graph, state, every, features_dir, turn) for turn in (False, True)[: 1 + config.flip]
-    ]
+    images = _images(job, graph, state, every, features_dir)
     skipped = dict(job.skipped) | {name: why for image in images for name, why in image.failed.items()}
     for name, reason in skipped.items():
         _log.warning(f"skipped {name}: {reason}")
@@ -171,6 +169,21 @@ def _joined(parts: dict[str, Records]) -> tuple[Records, dict[str, np.ndarray]]:
         pairs=None,
     )
     return every, rows
+
+
+def job_features(job: Job, features_dir: Path = FEATURES) -> tuple[Records, list[Features]]:
+    """What a probe is fitted on: all pictures of a job, ordered by id, and features of each image of them.
+
+    The first are the pictures' own; with ``config.flip`` their mirror images' follow.
+    """
+    state, graph = _network(job)
+    every, _ = _joined(job.parts)
+    return every, _images(job, graph, state, every, features_dir)
+
+
+def _images(job: Job, graph: nnx.GraphDef, state: TrainState, every: Records, folder: Path) -> list[Features]:
+    turns = (False, True) if job.config.flip else (False,)
+    return [_features(job, graph, state, every, folder, mirrored) for mirrored in turns]
 
 
 def _features(
