@@ -39,13 +39,20 @@ def draw_explanation(pixels: np.ndarray, why: Explanation, path: Path) -> None:
     tall = min(max(5.2 * height / width, 2.2), 7.5)
     figure = Figure(figsize=(17.5, tall + 1.1), layout="constrained")
     FigureCanvasAgg(figure)
-    photo, local, won, parts = figure.subplots(1, 4, width_ratios=(1, 1.12, 1, 0.8))
+    photo, local, won, parts = figure.subplots(1, 4, width_ratios=(1, 1, 1, 0.8))
     photo.imshow(pixels)
     photo.set_title(f"{why.attribute}: {why.score:.2f}")
     grey = np.repeat(pixels.mean(axis=2, keepdims=True) / 255, 3, axis=2)
     local.imshow(0.55 + 0.45 * grey)
     drawn = local.imshow(why.map, cmap="viridis", alpha=0.65, vmin=0, vmax=1)
-    figure.colorbar(drawn, ax=local, shrink=0.8, label="score of the part around the point")
+    figure.colorbar(
+        drawn,
+        ax=(photo, local, won),
+        location="bottom",
+        shrink=0.4,
+        aspect=40,
+        label="score of the part around the point",
+    )
     local.set_title(f"parts of {why.window} pixels: {why.map.min():.2f} to {why.map.max():.2f}")
     won.imshow(grey)
     _mark(won, why)
