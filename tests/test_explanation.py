@@ -68,7 +68,7 @@ class TestEveryHead:
         score = judge.score([photo])[0]
         assert why.score == pytest.approx(score, abs=1e-5)
         assert 1 / (1 + np.exp(-why.logit)) == pytest.approx(score, abs=1e-5)
-        assert list(why.parts)[0] == "base"
+        assert next(iter(why.parts)) == "base"
         assert len(why.parts) > 3
 
     def test_the_whole_picture_as_a_box_has_the_pictures_score(self, judge, request):

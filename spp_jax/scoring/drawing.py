@@ -45,14 +45,8 @@ def draw_explanation(pixels: np.ndarray, why: Explanation, path: Path) -> None:
     grey = np.repeat(pixels.mean(axis=2, keepdims=True) / 255, 3, axis=2)
     local.imshow(0.55 + 0.45 * grey)
     drawn = local.imshow(why.map, cmap="viridis", alpha=0.65, vmin=0, vmax=1)
-    figure.colorbar(
-        drawn,
-        ax=(photo, local, won),
-        location="bottom",
-        shrink=0.4,
-        aspect=40,
-        label="score of the part around the point",
-    )
+    bar = {"location": "bottom", "shrink": 0.4, "aspect": 40}
+    figure.colorbar(drawn, ax=(photo, local, won), label="score of the part around the point", **bar)
     local.set_title(f"parts of {why.window} pixels: {why.map.min():.2f} to {why.map.max():.2f}")
     won.imshow(grey)
     _mark(won, why)
