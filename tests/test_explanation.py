@@ -169,7 +169,7 @@ def test_effects_are_gradient_times_feature_by_finite_differences(scorer):
     regions = scorer._regions
     network = regions.network
     vector = np.asarray(network.features(jnp.asarray(photo)[None]), np.float64)[0]
-    # The one bin of level 1x1 of map 0, under the maximum: the first bin, after the mean's.
+    # The bin of level 1x1 is the first; in it the maxima of map 0 stand after its means.
     widths = [4, 4, 8, 8]  # map 0 mean and max, map 1 mean and max
     places = np.arange(4) + 4
     assert sum(widths) * 21 == len(vector)
