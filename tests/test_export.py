@@ -18,7 +18,8 @@ PICTURES = [np.random.default_rng(i).integers(0, 256, (*size, 3), np.uint8) for 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("out") / "judge"
-    assert export.main(["--out", str(out), "--shapes", "64x96", "40x96"]) == 0
+    judge = ["--checkpoint", str(shipped("compact"))]
+    assert export.main(["--out", str(out), "--shapes", "64x96", "40x96", *judge]) == 0
     return out
 
 
