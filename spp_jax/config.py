@@ -330,6 +330,8 @@ class RunConfig:
 def _is_of(value: Any, kind: Any) -> bool:
     """Whether a value from JSON is of an annotated type."""
     inner = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return value in inner
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, tuple) or (inner[-1] is not ... and len(value) != len(inner)):
             return False
