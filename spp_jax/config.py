@@ -338,10 +338,10 @@ def _is_of(value: Any, kind: Any) -> bool:
         return all(_is_of(item, inner[0]) for item in value)
     if inner:  # this or that
         return any(_is_of(value, one) for one in inner)
+    if kind in (int, float) and type(value) is int:
+        return abs(value) <= _MOST
     if kind is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    if kind is int:
-        return type(value) is int and abs(value) <= _MOST
+        return type(value) is float and math.isfinite(value)
     return type(value) is kind
 
 
