@@ -93,6 +93,51 @@ def _built(
     make: Any, name: str, data_dir: Path, decoding: Decoding, say: Callable[[str], None]
 ) -> tuple[Records, dict[str, str]]:
     """By a TFDS builder: prepared once for each content; read are all but the pictures."""
+    source, fields, prepared = _prepared(make, name, data_dir, say)
+
+    def photo(place: int) -> bytes:
+        try:
+            return source[place]["image"]
+        except Exception as error:
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise UnreadableError(
+                f"its record is damaged ({said}): remove {prepared} to prepare it anew"
+            ) from None
+
+    ids, raw = fields["id"], np.stack([fields["height"], fields["width"]], axis=1)
+    order, skipped = np.argsort(ids), {}
+    for place in order:
+        pixels = int(raw[place].prod())
+        if not pixels:
+            skipped[str(ids[place])] = _reason(photo, int(place), prepared)
+        elif pixels > decoding.refuse_pixels:
+            skipped[str(ids[place])] = f"has {pixels:,} pixels, more than {decoding.refuse_pixels:,}"
+            raw[place] = 0
+    splits = tuple(fields["split"][order].tolist())
+    records = Records(
+        ids=tuple(ids[order].tolist()),
+        sizes=decoding.scaled(raw[order]),
+        photo=lambda i: photo(int(order[i])),
+        scores=fields["score"][order],
+        good=fields["good"][order],
+        groups=tuple(fields["group"][order].tolist()),
+        splits=splits if all(splits) else (),
+        labels=_labels(make, fields, order),
+        marks=make.MARKS,
+        decoding=decoding,
+        categories=tuple(fields["category"][order].tolist()) if make.CATEGORIES else (),
+        attributes=(make.SCORE,),
+    )
+    if make.PAIRS:
+        compared = _comparisons(records.ids, raw[order], fields["pairs"][order])
+        return with_pairs(records, raw[order], compared, skipped)
+    return records, skipped
+
+
+def _prepared(
+    make: Any, name: str, data_dir: Path, say: Callable[[str], None]
+) -> tuple[Any, dict[str, np.ndarray], Any]:
+    """The records by place, everything but their pictures by column, and the folder in which they are."""
     import tensorflow_datasets as tfds
 
     if is_address(data_dir):
@@ -130,43 +175,7 @@ def _built(
     except Exception as error:  # each library on the way has errors of its own
         raise _damaged(builder.data_dir, error) from None
 
-    def photo(place: int) -> bytes:
-        try:
-            return source[place]["image"]
-        except Exception as error:
-            said = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            raise UnreadableError(
-                f"its record is damaged ({said}): remove {builder.data_dir} to prepare it anew"
-            ) from None
-
-    ids, raw = fields["id"], np.stack([fields["height"], fields["width"]], axis=1)
-    order, skipped = np.argsort(ids), {}
-    for place in order:
-        pixels = int(raw[place].prod())
-        if not pixels:
-            skipped[str(ids[place])] = _reason(photo, int(place), builder.data_dir)
-        elif pixels > decoding.refuse_pixels:
-            skipped[str(ids[place])] = f"has {pixels:,} pixels, more than {decoding.refuse_pixels:,}"
-            raw[place] = 0
-    splits = tuple(fields["split"][order].tolist())
-    records = Records(
-        ids=tuple(ids[order].tolist()),
-        sizes=decoding.scaled(raw[order]),
-        photo=lambda i: photo(int(order[i])),
-        scores=fields["score"][order],
-        good=fields["good"][order],
-        groups=tuple(fields["group"][order].tolist()),
-        splits=splits if all(splits) else (),
-        labels=_labels(make, fields, order),
-        marks=make.MARKS,
-        decoding=decoding,
-        categories=tuple(fields["category"][order].tolist()) if make.CATEGORIES else (),
-        attributes=(make.SCORE,),
-    )
-    if make.PAIRS:
-        compared = _comparisons(records.ids, raw[order], fields["pairs"][order])
-        return with_pairs(records, raw[order], compared, skipped)
-    return records, skipped
+    return source, fields, builder.data_dir
 
 
 def _comparisons(ids: Sequence[str], raw: np.ndarray, pairs: np.ndarray) -> Iterator[Comparison]:

@@ -1,5 +1,6 @@
 """What the derivative of a pyramid of states is: to every cell of a sum, to the winner of a max."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import TypeAlias
@@ -35,29 +36,8 @@ _DENSE_BINS = 128  # up to here a TPU finds each cell's winners by comparing rat
 
 def differentiable(monoid: Monoid, levels: Levels, axes: tuple[AxisPlan, ...]) -> Callable:
     """State, starts and lengths to the state of every bin, with the derivative that is right and fast."""
-
-    def reading(forms: tuple, monoid: Monoid, fold: Callable = lambda pool: pool) -> Callable:
-        read = read_grid(forms, monoid, axes)
-
-        def read_and_join(state: PyTree, starts: jax.Array, lengths: jax.Array) -> PyTree:
-            return join_bins(read(state, starts, lengths), monoid, levels, axes)
-
-        if any(
-            plan.seams for plan in axes
-        ):  # a grid of more states than there are bins: not kept of all windows
-            return every_window(fold(read_and_join))
-        read_every = every_window(fold(read))
-        return lambda state, *boxes: join_bins(read_every(state, *boxes), monoid, levels, axes)
-
-    def reading_fast(of_map: tuple, of_windows: tuple, monoid: Monoid) -> Callable:
-        """In the form for a window of each map, or in that for many."""
-        one, many = (reading(forms, monoid, _folding_vmap) for forms in (of_map, of_windows))
-
-        def read(state: PyTree, starts: Boxes, lengths: Boxes) -> PyTree:
-            return (one if starts.shape[1] == 1 else many)(state, starts, lengths)
-
-        return read
-
+    reading = functools.partial(_reading, levels=levels, axes=axes)
+    reading_fast = functools.partial(_reading_fast, levels=levels, axes=axes)
     values = reading_fast(VALUES, VALUES_OF_WINDOWS, monoid)
     with_derivative = jax.custom_jvp(values)
     if monoid.combine is lax.add:
@@ -78,7 +58,7 @@ def differentiable(monoid: Monoid, levels: Levels, axes: tuple[AxisPlan, ...]) -
             state, starts, lengths = primals
             # Of many windows the states are computed anew when the gradient comes, window by window.
             fold = jax.checkpoint if starts.shape[1] > 1 else lambda pool: pool
-            states = reading(SCANNED, Perhaps(monoid), fold)
+            states = reading(SCANNED, Perhaps(monoid), fold=fold)
             return jax.jvp(lambda s: states(s, starts, lengths)[1], (state,), tangents[:1])
 
         return with_derivative
@@ -103,6 +83,41 @@ def differentiable(monoid: Monoid, levels: Levels, axes: tuple[AxisPlan, ...]) -
         return jax.tree.map(pool, state)
 
     return by_leaf
+
+
+def _reading(
+    forms: tuple,
+    monoid: Monoid,
+    *,
+    levels: Levels,
+    axes: tuple[AxisPlan, ...],
+    fold: Callable = lambda pool: pool,
+) -> Callable:
+    """State, starts and lengths to the state of every bin, in the forms for this backend."""
+    read = read_grid(forms, monoid, axes)
+
+    def read_and_join(state: PyTree, starts: jax.Array, lengths: jax.Array) -> PyTree:
+        return join_bins(read(state, starts, lengths), monoid, levels, axes)
+
+    if any(plan.seams for plan in axes):  # a grid of more states than there are bins: not kept of all windows
+        return every_window(fold(read_and_join))
+    read_every = every_window(fold(read))
+    return lambda state, *boxes: join_bins(read_every(state, *boxes), monoid, levels, axes)
+
+
+def _reading_fast(
+    of_map: tuple, of_windows: tuple, monoid: Monoid, *, levels: Levels, axes: tuple[AxisPlan, ...]
+) -> Callable:
+    """In the form for a window of each map, or in that for many."""
+    one, many = (
+        _reading(forms, monoid, levels=levels, axes=axes, fold=_folding_vmap)
+        for forms in (of_map, of_windows)
+    )
+
+    def read(state: PyTree, starts: Boxes, lengths: Boxes) -> PyTree:
+        return (one if starts.shape[1] == 1 else many)(state, starts, lengths)
+
+    return read
 
 
 def _folding_vmap(pool: Callable) -> Callable:
