@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from conftest import noise_records, png
 from flax import nnx
+from jax.experimental.compilation_cache import compilation_cache
 
 from spp_jax import Scorer, create_model, plan_buckets
-from spp_jax.compilation import data_mesh, replicated
+from spp_jax.compilation import data_mesh, replicated, use_compilation_cache
 from spp_jax.config import Decoding, RunConfig
 from spp_jax.data.decoding import decode
 from spp_jax.scoring import forward_executables, score_records, shipped
@@ -19,6 +20,7 @@ from spp_jax.scoring.programs import executables_folder
 from spp_jax.testing import assert_no_compilations, count_compilations
 from spp_jax.training.losses import create_loss
 
+LIMITS = ("min_compile_time_secs", "min_entry_size_bytes")
 RECORDS = noise_records()
 
 
@@ -196,6 +198,26 @@ def test_accelerators_get_full_batches_and_at_most_two_row_counts(model, monkeyp
     assert max(n for _, n in rows) > 1
     for shape in {shape for shape, _ in rows}:
         assert len({n for s, n in rows if s == shape}) <= 2
+
+
+def test_a_program_that_came_from_jaxs_cache_is_not_written_as_if_it_was_compiled(tmp_path, monkeypatch):
+    """Two judges of one architecture have one program, which XLA writes well once: when it compiles it."""
+    names = [f"jax_{name}" for name in ("compilation_cache_dir", *(f"persistent_cache_{n}" for n in LIMITS))]
+    before = {name: jax.config.values[name] for name in names}
+    use_compilation_cache(tmp_path)
+    try:
+        photos = [RECORDS.photo(i) for i in range(3)]
+        for key in ("one judge", "another", "another"):
+            scorer = Scorer.from_checkpoint(shipped("compact"))
+            monkeypatch.setattr(scorer._programs, "_key", key)
+            assert np.isfinite(scorer.score(photos)).all()
+        folder = executables_folder()
+        assert folder is not None
+        assert len({path.parent for path in folder.rglob("*.executable")}) == 1
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def test_a_second_process_traces_and_compiles_nothing(tmp_path, monkeypatch):

@@ -158,6 +158,8 @@ class Programs:
         if call is None:
             with self._tracing:
                 lowered = self._jitted.lower(*arguments)
+            _listen()
+            _thread.hit = False
             try:
                 call = lowered.compile()
             except jax.errors.JaxRuntimeError as error:
@@ -165,7 +167,8 @@ class Programs:
                     raise
                 raise DoesNotFitError(f"bucket {bucket}: {' '.join(str(error).split())[:300]}") from None
             self.compiled += 1
-            self._keep(bucket, call)
+            if not _thread.hit:  # what came from JAX's cache XLA cannot write again so that it runs
+                self._keep(bucket, call)
         return Program(call, time.perf_counter() - start, compiled)
 
     def _path(self, bucket: Bucket) -> Path | None:
@@ -205,6 +208,20 @@ class Programs:
             self._known.add(bucket)
         except (OSError, ValueError, NotImplementedError, RuntimeError) as error:  # not every backend can
             _log.info("%s is not kept: %s", path, " ".join(str(error).split())[:200])
+
+
+_thread = threading.local()
+
+
+@functools.cache
+def _listen() -> None:
+    """From now on ``_thread.hit`` is set where JAX's cache answers a compilation, in its own thread."""
+
+    def note(event: str, **_) -> None:
+        if event == "/jax/compilation_cache/cache_hits":
+            _thread.hit = True
+
+    jax.monitoring.register_event_listener(note)
 
 
 def executables_folder() -> Path | None:
