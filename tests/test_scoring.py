@@ -200,20 +200,18 @@ def test_accelerators_get_full_batches_and_at_most_two_row_counts(model, monkeyp
         assert len({n for s, n in rows if s == shape}) <= 2
 
 
-def test_a_program_that_came_from_jaxs_cache_is_not_written_as_if_it_was_compiled(tmp_path, monkeypatch):
-    """Two judges of one architecture have one program, which XLA writes well once: when it compiles it."""
+def test_judges_of_one_architecture_do_not_spoil_each_others_programs(tmp_path, monkeypatch):
+    """They have one program. What JAX's cache gave of it XLA writes again as something that cannot run."""
     names = [f"jax_{name}" for name in ("compilation_cache_dir", *(f"persistent_cache_{n}" for n in LIMITS))]
     before = {name: jax.config.values[name] for name in names}
     use_compilation_cache(tmp_path)
     try:
-        photos = [RECORDS.photo(i) for i in range(3)]
+        photos, found = [RECORDS.photo(i) for i in range(3)], []
         for key in ("one judge", "another", "another"):
             scorer = Scorer.from_checkpoint(shipped("compact"))
             monkeypatch.setattr(scorer._programs, "_key", key)
-            assert np.isfinite(scorer.score(photos)).all()
-        folder = executables_folder()
-        assert folder is not None
-        assert len({path.parent for path in folder.rglob("*.executable")}) == 1
+            found.append(scorer.score(photos))
+            np.testing.assert_array_equal(found[-1], found[0])
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
