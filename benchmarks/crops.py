@@ -17,7 +17,7 @@ import dataclasses
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -69,7 +69,7 @@ def measure_time(scorer: Scorer, file: Path, count: int) -> None:
     cut = cut_outs(pixels, boxes)
     scorer.score_boxes(pixels, boxes)  # compiles
     scorer.score(cut)
-    took = []
+    took, by_window, alone = [], np.zeros(count), np.zeros(count)
     for _ in range(3):
         start = time.perf_counter()
         by_window = scorer.score_boxes(pixels, boxes)
@@ -82,7 +82,12 @@ def measure_time(scorer: Scorer, file: Path, count: int) -> None:
         f"{count} windows of {pixels.shape[1]} x {pixels.shape[0]}: {windows:.2f} s; "
         f"cut-outs {alone_seconds:.2f} s"
     )
-    print(f"times less: {ratio:.1f}; Spearman {spearmanr(_first(by_window), _first(alone)).statistic:.3f}")
+    print(f"times less: {ratio:.1f}; Spearman {_rank(_first(by_window), _first(alone)):.3f}")
+
+
+def _rank(a: np.ndarray, b: np.ndarray) -> float:
+    found: Any = spearmanr(a, b)
+    return float(found.statistic)
 
 
 def measure_agreement(scorer: Scorer, files: list[Path], count: int) -> None:
@@ -94,7 +99,7 @@ def measure_agreement(scorer: Scorer, files: list[Path], count: int) -> None:
             _first(scorer.score_boxes(pixels, boxes)),
             _first(scorer.score(cut_outs(pixels, boxes))),
         )
-        found.append(spearmanr(windows, alone).statistic)
+        found.append(_rank(windows, alone))
         inner.append(np.abs(windows - alone).mean())
     print(f"Spearman over {count} windows of each of {len(files)} photographs, at the scale judged at:")
     low, middle, high = np.quantile(found, (0, 0.5, 1))

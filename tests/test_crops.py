@@ -1,4 +1,5 @@
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,7 +98,9 @@ def test_a_cut_jpeg_keeps_quality_profile_and_exif(tmp_path):
     before = (tmp_path / "a.jpg").read_bytes()
     cut(tmp_path / "a.jpg", (5, 10, 45, 60), tmp_path / "b.jpg")
     assert (tmp_path / "a.jpg").read_bytes() == before
-    with Image.open(tmp_path / "a.jpg") as old, Image.open(tmp_path / "b.jpg") as new:
+    with Image.open(tmp_path / "a.jpg") as opened, Image.open(tmp_path / "b.jpg") as written:
+        old: Any = opened
+        new: Any = written
         assert new.size == (40, 50)
         assert new.quantization == old.quantization
         assert new.layer == [(n, h, v, t) for n, h, v, t in old.layer]

@@ -211,7 +211,7 @@ def test_judges_of_one_architecture_do_not_spoil_each_others_programs(tmp_path, 
             scorer = Scorer.from_checkpoint(shipped("compact"))
             monkeypatch.setattr(scorer._programs, "_key", key)
             found.append(scorer.score(photos))
-            np.testing.assert_array_equal(found[-1], found[0])
+            np.testing.assert_allclose(found[-1], found[0], rtol=1e-6)  # in other rungs perhaps
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
