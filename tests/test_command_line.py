@@ -243,7 +243,10 @@ class TestTrain:
         status, _, said = call(evaluate, "--checkpoint", tmp_path / "run", *own)
         assert status in (0, 3)  # whether the dropped ones belong to this part
         again = json.loads((tmp_path / "run" / "metrics.json").read_text())
-        assert again == {k: pytest.approx(v) if isinstance(v, float) else v for k, v in figures.items()}
+        # In other shapes than training's: scores agree to 1e-6, a correlation of few of them to a little less.
+        assert again == {
+            k: pytest.approx(v, rel=1e-5) if isinstance(v, float) else v for k, v in figures.items()
+        }
         status, printed, _ = call(evaluate, "--checkpoint", tmp_path / "run", "--photos", folder)
         assert status == 3
         assert printed.count("noise-") == 40
