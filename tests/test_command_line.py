@@ -243,7 +243,7 @@ class TestTrain:
         status, _, said = call(evaluate, "--checkpoint", tmp_path / "run", *own)
         assert status in (0, 3)  # whether the dropped ones belong to this part
         again = json.loads((tmp_path / "run" / "metrics.json").read_text())
-        # In other shapes than training's: scores agree to 1e-6, a correlation of few of them to a little less.
+        # In other shapes than training: scores agree to 1e-6, a correlation of few of them to a little less.
         assert again == {
             k: pytest.approx(v, rel=1e-5) if isinstance(v, float) else v for k, v in figures.items()
         }
