@@ -34,7 +34,7 @@ from conftest import noise_records
 import spp_jax.data, spp_jax.models, train
 spp_jax.data.DATASETS._entries["noise"] = lambda *_: (noise_records(), {})
 if wide:  # parameters too
-    make = spp_jax.models.compact
+    make = spp_jax.models.MODELS["compact"]
     def compact(**options):
         model = make(**options)
         nnx.update(model, jax.tree.map(lambda x: x.astype("float64"), nnx.state(model)))
