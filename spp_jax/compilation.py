@@ -34,6 +34,7 @@ __all__ = [
     "Compiled",
     "DoesNotFitError",
     "abstract",
+    "compile_lowered",
     "compiles_still",
     "data_mesh",
     "default_cache_dir",
@@ -166,15 +167,24 @@ class BucketExecutables:
 
     def _compile(self, bucket: Bucket, lowered: Any, seconds: float) -> Compiled:
         start = time.perf_counter()
-        try:
-            call = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise DoesNotFitError(f"bucket {bucket}: {' '.join(str(error).split())[:300]}") from None
+        call = compile_lowered(lowered, bucket)
         seconds += time.perf_counter() - start
         self._compiled[bucket] = Compiled(bucket, call, seconds, _planned_bytes(call))
         return self._compiled[bucket]
+
+
+def compile_lowered(lowered: Any, bucket: Bucket) -> Any:
+    """The executable of a lowered program.
+
+    Raises:
+        DoesNotFitError: the compiler found that it does not fit the device's memory.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFitError(f"bucket {bucket}: {' '.join(str(error).split())[:300]}") from None
 
 
 _COMPILES = "compile"

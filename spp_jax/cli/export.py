@@ -6,9 +6,10 @@ from pathlib import Path
 import tyro
 
 from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.judging import judge_of
 from spp_jax.cli.program import DONE, run_program
 from spp_jax.errors import UsageError
-from spp_jax.scoring import Scorer
+from spp_jax.scoring import DEFAULT
 from spp_jax.scoring.export import PLATFORMS, export_scorer
 
 __all__ = ["main"]
@@ -44,8 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not set(options.platforms) <= {*PLATFORMS, "rocm"} or not options.platforms:
             known = ", ".join(PLATFORMS)
             raise UsageError(f"--platforms {' '.join(options.platforms)}: known are {known}, rocm")
-        where = options.checkpoint
-        scorer = Scorer.from_pretrained() if where is None else Scorer.from_checkpoint(where)
+        scorer = judge_of(DEFAULT, options.checkpoint)
         try:
             manifest = export_scorer(scorer, options.out, shapes, platforms=options.platforms)
         except ImportError as error:

@@ -36,7 +36,7 @@ def build_model(config: RunConfig, outputs: int) -> Any:
         model = create_model(
             config.model, levels=config.levels, outputs=outputs, rngs=nnx.Rngs(config.seed), **options
         )
-        if config.rule != SpatialPyramidPool().rule:
+        if config.rule != RunConfig.rule:
             _cut_by(config.rule, model)
     except UsageError:
         raise

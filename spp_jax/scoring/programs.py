@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 
 from spp_jax.buckets import COMPILATION_PRICE, Bucket
-from spp_jax.compilation import DoesNotFitError
+from spp_jax.compilation import compile_lowered
 
 __all__ = ["Program", "Programs", "code_digest", "executables_folder"]
 
@@ -160,12 +160,7 @@ class Programs:
                 lowered = self._jitted.lower(*arguments)
             _listen()
             _thread.hit = False
-            try:
-                call = lowered.compile()
-            except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
-                    raise
-                raise DoesNotFitError(f"bucket {bucket}: {' '.join(str(error).split())[:300]}") from None
+            call = compile_lowered(lowered, bucket)
             self.compiled += 1
             if not _thread.hit:  # what came from JAX's cache XLA cannot write again so that it runs
                 self._keep(bucket, call)
