@@ -23,7 +23,17 @@ except ModuleNotFoundError:
 else:
     pillow_heif.register_heif_opener()
 
-__all__ = ["FORMATS", "MEMORY", "Wish", "answer", "as_unreadable", "check_pixels", "finish", "upright_size"]
+__all__ = [
+    "FORMATS",
+    "HEIF_BRANDS",
+    "MEMORY",
+    "Wish",
+    "answer",
+    "as_unreadable",
+    "check_pixels",
+    "finish",
+    "upright_size",
+]
 
 MEMORY = 10**9
 """Bytes that a decoder's process may take in all, its own code included."""
@@ -188,7 +198,9 @@ _LOOKS = (  # what is not read, and what to say of it: offset, bytes
     (0, b"gimp xcf", "is a GIMP file, which is not read: export it"),
     (0, b"#?RADIANCE", "is Radiance HDR, which is not read: convert it"),
 )
-_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEIF_BRANDS = (*_HEIC_BRANDS, b"avif", b"avis", b"crx ")
+"""What stands after ``ftyp`` in pictures of the HEIF family, and in Canon's raw files."""
 
 
 def _unknown(start: bytes) -> str:
