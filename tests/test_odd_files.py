@@ -192,7 +192,7 @@ def harmful_files(folder: Path) -> list[str]:
     Image.new("RGB", (2500, 2500), (90, 90, 90)).save(file, "JPEG", progressive=True, quality=30)
     data = file.getvalue()
     (folder / "scans.jpg").write_bytes(data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 3000 + b"\xff\xd9")
-    tiled = encoded(Image.new("L", (3000, 2000)), "JPEG2000", tile_size=(8, 8), num_resolutions=1)
+    tiled = encoded(Image.new("L", (1200, 1000)), "JPEG2000", tile_size=(8, 8), num_resolutions=1)
     (folder / "tiles.j2k").write_bytes(tiled)
     (folder / "bomb.png").write_bytes(bomb(14_000, 14_000))
     for number in range(3):
