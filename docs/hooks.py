@@ -1,4 +1,4 @@
-"""For MkDocs: notebooks become pages like the others, with the outputs that are committed in them.
+"""For MkDocs: notebooks become pages like the others, and docstrings lose what only Sphinx reads.
 
 Forty lines instead of a plugin that brings nbconvert, JupyterLab's style sheets and a page unlike the others.
 As Markdown, a notebook has the site's search, links that are checked, and its light and dark colours. Links
@@ -31,6 +31,11 @@ def on_files(files: Any, *, config: Any) -> Any:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Links to notebooks lead to their pages."""
     return re.sub(r"\]\(([^)\s]+)\.ipynb(#[^)]*)?\)", r"](\1.md\2)", markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Names in docstrings without the roles by which Sphinx would know them, and those with ~ in short."""
+    return re.sub(r":(?:mod|class|func|meth|attr|data):(<code>)(?:~[\w.]*\.)?(\w[^<]*</code>)", r"\1\2", html)
 
 
 def to_markdown(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, bytes]]:
