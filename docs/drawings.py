@@ -333,21 +333,21 @@ def front() -> Figure:
     pixels = skimage.data.astronaut()  # of NASA, in the public domain
     why, (crop,) = scorer.explain(pixels), scorer.crops(pixels, ("4:5",), 1)
     left, top, right, bottom = crop.box
-    card = figure(10.4, 3.7)
-    photo, local, best = card.subplots(1, 3, width_ratios=(1, 1.12, (right - left) / (bottom - top)))
-    card.subplots_adjust(left=0.01, right=0.99, top=0.9, bottom=0.02, wspace=0.04)
+    card = Figure(figsize=(10.4, 4.3), facecolor="white", layout="constrained")
+    FigureCanvasAgg(card)
+    photo, local, best = card.subplots(1, 3, width_ratios=(1, 1, (right - left) / (bottom - top)))
     photo.imshow(pixels)
-    photo.set_title(f"quality: {why.score:.2f}", fontsize=13, fontweight="bold", color=INK)
     photo.add_patch(
         Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", lw=1.5, ls="--")
     )
     local.imshow(np.repeat(pixels.mean(axis=2, keepdims=True) / 255, 3, axis=2))
     shown = local.imshow(why.map, cmap="viridis", alpha=0.65, vmin=0, vmax=1)
-    local.set_title("where it is good", fontsize=13, fontweight="bold", color=INK)
-    card.colorbar(shown, ax=local, fraction=0.035, pad=0.02)
+    card.colorbar(shown, ax=local, location="bottom", shrink=0.7, aspect=30, pad=0.02)
     best.imshow(pixels[top:bottom, left:right])
-    best.set_title(f"best 4:5 crop: {crop.score:.2f}", fontsize=13, fontweight="bold", color=INK)
-    for axes in (photo, local, best):
+    titles = (f"quality: {why.score:.2f}", "where it is good", f"best 4:5 crop: {crop.score:.2f}")
+    for axes, title in zip((photo, local, best), titles, strict=True):
+        axes.set_title(title, fontsize=13, fontweight="bold", color=INK)
+        axes.set_anchor("N")
         axes.axis("off")
     return card
 
@@ -357,7 +357,7 @@ DRAWINGS: dict[str, tuple[Callable[[], Figure], str]] = {
     "batch": (batch, "svg"),
     "plan": (plan, "svg"),
     "walk": (walk, "svg"),
-    "front": (front, "png"),
+    "front": (front, "jpg"),
 }
 """Each picture by name: what draws it, and its format."""
 
