@@ -81,3 +81,10 @@ def test_the_readme_is_read_in_two_minutes():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 120
     assert len(text.split()) <= 900
+
+
+def test_what_scores_photographs_is_called_a_judge():
+    """In all that users read: pages, options and what commands print."""
+    command_line = sorted((ROOT / "spp_jax" / "cli").glob("*.py"))
+    for page in [*PAGES, ROOT / "CHANGELOG.md", *command_line]:
+        assert "evaluator" not in page.read_text().lower(), page.name
