@@ -333,7 +333,7 @@ class TestGradientInsideAJittedNet:
 
 
 class TestImagesReadSomeAtATime:
-    """Of small maps a CPU reads as many images at once as its caches hold; here these hold next to nothing."""
+    """Of small maps a CPU reads as many images at once as its caches hold: here, next to nothing."""
 
     @pytest.mark.parametrize("reduce", ["max", "mean"])
     @pytest.mark.parametrize("batch", [5, 7])
