@@ -1,5 +1,6 @@
 """What a probe is fitted on: features of every picture, worked out once and kept on the disk."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -137,10 +138,10 @@ def kept_features(path: Path, ids: tuple[str, ...]) -> Features | None:
 
 def keep_features(path: Path, ids: tuple[str, ...], features: Features) -> None:
     """Write a file that :func:`kept_features` reads; it appears under its name only when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     names, reasons = list(features.failed), list(features.failed.values())
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             np.savez(
                 file,
@@ -152,4 +153,5 @@ def keep_features(path: Path, ids: tuple[str, ...], features: Features) -> None:
         os.replace(part, path)
     except OSError as error:  # the run goes on: they are only worked out anew next time
         _log.warning(f"features cannot be kept in {path}: {error}")
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
