@@ -47,7 +47,7 @@ class Found(NamedTuple):
 def picture_endings() -> set[str]:
     """How the names of pictures end that are read, some with plugins, in small letters."""
     endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    return endings | set(_WITH_PLUGINS)
+    return endings | {*_WITH_PLUGINS, *_UNNAMED}
 
 
 def find_photos(paths: Iterable[Path]) -> Found:
@@ -55,7 +55,7 @@ def find_photos(paths: Iterable[Path]) -> Found:
 
     On a disk also those whose names have no ending, as collections have them, and that begin like a picture.
     """
-    endings = picture_endings() | {*_UNNAMED}
+    endings = picture_endings()
     photos, skipped, unread = [], {}, collections.Counter()
     passed, example = 0, ""
     for path in paths:
