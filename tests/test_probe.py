@@ -62,7 +62,47 @@ def test_a_held_out_logit_is_that_of_a_fit_without_its_fold():
         plain[out] = z[out] @ weights + bias
     slope = np.polyfit(plain, probe.held_out[:, 0], 1)
     np.testing.assert_allclose(np.polyval(slope, plain), probe.held_out[:, 0], atol=1e-8)
-    assert probe.errors[0, 0] == pytest.approx(((plain - logit(y[:, 0])) ** 2).mean())
+    assert probe.errors[0, 0, 0] == pytest.approx(((plain - logit(y[:, 0])) ** 2).mean())
+
+
+def test_a_quadratic_head_is_ridge_regression_with_its_kernel():
+    x, y, groups = data(40, 12)
+    z = (x - x.mean(0)) / x.std(0)
+    target = logit(1 / (1 + np.exp(-z[:, 0] * z[:, 1])))
+    y = 1 / (1 + np.exp(-target))
+    probe = fit_probe(x, y, groups, strengths=(0.1,), curvatures=(2.0,), rank=12)
+    inner = z @ z.T / 12
+    kernel = inner + 2 * inner**2
+    n = len(x)
+    system = np.block([[kernel + 0.1 * np.eye(n), np.ones((n, 1))], [np.ones((1, n)), np.zeros((1, 1))]])
+    *dual, bias = np.linalg.solve(system, np.append(target, 0))
+    plain = kernel @ dual + bias
+    slope = np.polyfit(plain, probe.logits(x)[:, 0], 1)
+    assert slope[0] > 0
+    np.testing.assert_allclose(np.polyval(slope, plain), probe.logits(x)[:, 0], atol=1e-9)
+
+
+def test_what_bends_is_found_and_few_directions_tell_it():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 10))
+    bent, straight = x[:, 0] * x[:, 1], x[:, 2]
+    y = 1 / (1 + np.exp(-np.stack([bent, straight], axis=1)))
+    groups = [str(i) for i in range(300)]
+    probe = fit_probe(x, y, groups, strengths=(1e-3, 0.1), curvatures=(0.0, 1.0), rank=2)
+    assert probe.curvatures[0] == 1
+    assert probe.errors.shape == (2, 2, 2)
+    assert np.corrcoef(probe.logits(x)[:, 0], bent)[0, 1] > 0.97
+    assert np.corrcoef(probe.logits(x)[:, 1], straight)[0, 1] > 0.97
+    np.testing.assert_array_equal(probe.squares[:2, 1], 0)
+    np.testing.assert_array_equal(probe.squares[2:, 0], 0)
+
+
+def test_what_is_cut_of_a_quadratic_head_leaves_its_mean():
+    x, y, groups = data(80, 30)
+    whole = fit_probe(x, y, groups, strengths=(0.1,), curvatures=(1.0,), rank=30)
+    cut = fit_probe(x, y, groups, strengths=(0.1,), curvatures=(1.0,), rank=3)
+    assert cut.logits(x).mean() == pytest.approx(whole.logits(x).mean())
+    assert cut.directions.shape == (30, 3)
 
 
 def test_attributes_are_fitted_on_the_rows_that_have_them():
@@ -79,7 +119,7 @@ def test_the_strength_is_the_one_that_errs_least_on_held_out_pictures():
     x, y, groups = data()
     tried = (1e-3, 0.3, 1e3)
     probe = fit_probe(x, y, groups, strengths=tried)
-    assert probe.strengths[0] == tried[int(np.argmin(probe.errors[:, 0]))] < 1e3  # which says the mean of all
+    assert probe.strengths[0] == tried[int(np.argmin(probe.errors[0, :, 0]))] < 1e3  # which says the mean of all
     noise = np.random.default_rng(1).random(y.shape)
     assert fit_probe(x, noise, groups, strengths=tried).strengths[0] == 1e3
 
@@ -120,11 +160,13 @@ def test_features_that_do_not_vary_count_for_nothing():
         (lambda x, y, g: (x, y, ["one"] * len(g)), "two groups"),
         (lambda x, y, g: (x, y * 0 + 0.5, g), "nothing to learn"),
         (lambda x, y, g: (x, y * np.nan, g), "two groups"),
+        (lambda x, y, g: (x, y, g, {"curvatures": (1.0,)}), "rank"),
     ],
 )
 def test_what_cannot_be_fitted_is_said(change, said):
+    x, y, groups, *options = change(*data())
     with pytest.raises(ValueError, match=said):
-        fit_probe(*change(*data()))
+        fit_probe(x, y, groups, **(options[0] if options else {}))
 
 
 def test_kept_features_are_those_of_these_pictures(tmp_path):
@@ -144,17 +186,20 @@ def test_kept_features_are_those_of_these_pictures(tmp_path):
 OWN = """
 from flax import nnx
 from spp_jax.models import create_model
-from spp_jax.models.sppnet import LinearHead
+from spp_jax.models.sppnet import LinearHead, QuadraticHead
 
-def small(*, levels=(1,), outputs=1, rngs):
+def small(*, levels=(1,), outputs=1, rank=0, rngs):
     model = create_model("compact", widths=(4, 6), levels=levels, outputs=outputs, rngs=rngs)
-    model.head = LinearHead(model.num_features, outputs, rngs=rngs)
+    if rank:
+        model.head = QuadraticHead(model.num_features, outputs, rank=rank, rngs=rngs)
+    else:
+        model.head = LinearHead(model.num_features, outputs, rngs=rngs)
     return model
 """
 
 
-@pytest.fixture(scope="module")
-def probed(tmp_path_factory):
+@pytest.fixture(scope="module", params=[0, 3], ids=["linear", "quadratic"])
+def probed(tmp_path_factory, request):
     from conftest import png
 
     from spp_jax.run.job import prepare
@@ -173,6 +218,7 @@ def probed(tmp_path_factory):
         recipe="probe",
         data="folder",
         model=f"{folder}/own.py:small",
+        model_options=(f"rank={request.param}",),
         levels=(1,),
         buckets=1,
         pixels_per_step=4096,
@@ -208,13 +254,13 @@ def test_kept_features_serve_every_fold_and_both_images(probed, monkeypatch):
     assert result.figures.count == len(other.parts["test"])
 
 
-def test_a_network_without_a_linear_head_is_refused(tmp_path, probed):
+def test_a_network_without_a_head_to_fit_is_refused(tmp_path, probed):
     from spp_jax.run.job import prepare
     from spp_jax.run.probe import run_probe
 
     folder, job, _ = probed
     config = dataclasses.replace(job.config, model="compact", model_options=("widths=(4,6)", "hidden=4"))
-    with pytest.raises(UsageError, match="linear head"):
+    with pytest.raises(UsageError, match="linear or quadratic head"):
         run_probe(prepare(config, folder), tmp_path / "run", features_dir=tmp_path)
 
 

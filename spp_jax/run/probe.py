@@ -1,4 +1,4 @@
-"""A run by `--recipe probe`: features of every picture, and a linear head over them in closed form."""
+"""A run by `--recipe probe`: features of every picture, and a head over them in closed form."""
 
 import contextlib
 import dataclasses
@@ -20,7 +20,7 @@ from spp_jax.compilation import replicated
 from spp_jax.data.records import SPLITS, Records
 from spp_jax.errors import UsageError
 from spp_jax.metrics import Agreement, merit
-from spp_jax.models.sppnet import LinearHead
+from spp_jax.models.sppnet import LinearHead, QuadraticHead
 from spp_jax.run.artifacts import check_writable, write_description, write_figures, write_page
 from spp_jax.run.beginning import from_weights
 from spp_jax.run.features import (
@@ -35,7 +35,7 @@ from spp_jax.run.job import Job
 from spp_jax.run.journal import Journal, write_skipped
 from spp_jax.run.training_run import TooManySkippedError
 from spp_jax.training import TrainState, configured_training
-from spp_jax.training.probe import STRENGTHS, Probe, fit_probe
+from spp_jax.training.probe import CURVATURES, STRENGTHS, Probe, fit_probe
 
 __all__ = ["FEATURES", "ProbeResult", "job_features", "run_probe"]
 
@@ -74,14 +74,14 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
         features_dir: where features are kept.
 
     Raises:
-        UsageError: the network has no linear head, or the labels cannot be fitted.
+        UsageError: the network has no linear or quadratic head, or the labels cannot be fitted.
         TooManySkippedError: more pictures could not be read than allowed.
         OSError: the folder cannot be written.
 
     Example:
         >>> config = RunConfig(
         ...     recipe="probe", data="folder", model="efficientnet_lite0", init_from="imagenet",
-        ...     model_options=("maps=judging", "head=linear"), max_pixels=270_000,
+        ...     model_options=("maps=judging", "head=quadratic"), max_pixels=270_000,
         ... )  # doctest: +SKIP
         >>> result = run_probe(prepare(config, Path("photos")), Path("runs/probe"))  # doctest: +SKIP
     """
@@ -93,7 +93,7 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
     if not is_address(folder):
         check_writable(folder)
     _log.info(_described(job))
-    state, graph = _network(job)
+    state, graph, rank = _network(job)
     every, rows = _joined(job.parts)
     images = _images(job, graph, state, every, features_dir)
     skipped = dict(job.skipped) | {name: why for image in images for name, why in image.failed.items()}
@@ -104,14 +104,17 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
             f"{len(skipped)} of {job.pictures} pictures had to be skipped, more than max_failed "
             f"{config.max_failed:g} allows"
         )
-    probe = _fitted(every, images, rows["train"])
+    probe = _fitted(every, images, rows["train"], rank)
     scores = _scores(probe, images[0], every)
     parts = {split: job.parts[split].agreement(scores[rows[split]]) for split in ("validation", "test")}
-    final = _fitted(every, images, np.concatenate(list(rows.values()))) if config.refit else probe
+    final = _fitted(every, images, np.concatenate(list(rows.values())), rank) if config.refit else probe
     _write(job, folder, state, final, probe, parts, scores[rows["validation"]], every)
     if skipped:
         write_skipped(folder / "skipped.csv", skipped)
-    _log.info(f"done in {time.perf_counter() - began:.0f} s; strength {probe.strengths.tolist()}")
+    _log.info(
+        f"done in {time.perf_counter() - began:.0f} s; strength {probe.strengths.tolist()}, "
+        f"curvature {probe.curvatures.tolist()}"
+    )
     return ProbeResult(parts["test"], probe, skipped)
 
 
@@ -119,26 +122,29 @@ def _described(job: Job) -> str:
     counts = ", ".join(f"{len(records)} {split}" for split, records in job.parts.items())
     return (
         f"{job.config.data}, fold {job.config.fold}: {counts} pictures\n"
-        f"{job.config.model}, a linear head over features that stay as they are; "
+        f"{job.config.model}, a head over features that stay as they are; "
         f"{len(job.schedule.plan.buckets)} buckets; on {job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
     )
 
 
-def _network(job: Job) -> tuple[TrainState, nnx.GraphDef]:
-    """The run's variables, begun as its configuration says, and the network's static part."""
+def _network(job: Job) -> tuple[TrainState, nnx.GraphDef, int]:
+    """The run's variables, begun as its configuration says, the network's static part, and its head's rank."""
     recipe, state = configured_training(job.config, 1, 1.0, job.marks)
     if job.config.init_from:
         state = from_weights(job.config, state)
     else:
         _log.warning("init_from is not given: the body is random, and a probe of it learns little")
     model = nnx.merge(recipe.graph, state.model)
-    if not isinstance(model.head, LinearHead):
-        raise UsageError(
-            f"recipe probe needs a linear head, which {job.config.model} has with model_options head=linear, "
-            "or has not",
-            "recipe",
-        )
-    return state, recipe.graph
+    if isinstance(model.head, QuadraticHead):
+        curvature: nnx.Linear = model.head.curvature
+        return state, recipe.graph, curvature.in_features // curvature.out_features
+    if isinstance(model.head, LinearHead):
+        return state, recipe.graph, 0
+    raise UsageError(
+        f"recipe probe needs a linear or quadratic head, which {job.config.model} has with model_options "
+        "head=linear or head=quadratic, or has not",
+        "recipe",
+    )
 
 
 def _joined(parts: dict[str, Records]) -> tuple[Records, dict[str, np.ndarray]]:
@@ -176,7 +182,7 @@ def job_features(job: Job, features_dir: Path = FEATURES) -> tuple[Records, list
 
     The first are the pictures' own; with ``config.flip`` their mirror images' follow.
     """
-    state, graph = _network(job)
+    state, graph, _ = _network(job)
     every, _ = _joined(job.parts)
     return every, _images(job, graph, state, every, features_dir)
 
@@ -205,8 +211,8 @@ def _features(
     return found
 
 
-def _fitted(every: Records, images: list[Features], rows: np.ndarray) -> Probe:
-    """The head, fitted on these records, each by all of its images that could be read."""
+def _fitted(every: Records, images: list[Features], rows: np.ndarray, rank: int) -> Probe:
+    """The head, fitted on these records, each by all of its images that could be read; rank 0: linear."""
     read = [rows[np.isfinite(image.values[rows]).all(axis=1)] for image in images]
     places = np.concatenate(read)
     features = np.concatenate([image.values[some] for image, some in zip(images, read, strict=True)])
@@ -216,6 +222,8 @@ def _fitted(every: Records, images: list[Features], rows: np.ndarray) -> Probe:
             every.scores[places],
             [every.groups[place] for place in places],
             good=every.good[places],
+            curvatures=CURVATURES if rank else (0.0,),
+            rank=rank,
         )
     except ValueError as error:
         raise UsageError(f"no head can be fitted: {error}", "labels") from None
@@ -244,6 +252,9 @@ def _write(
     pure = nnx.to_pure_dict(variables)
     pure["head"]["mean"], pure["head"]["scale"] = jnp.asarray(final.mean), jnp.asarray(final.scale)
     pure["head"]["logits"] = {"kernel": jnp.asarray(final.weights), "bias": jnp.asarray(final.bias)}
+    if final.squares.size:
+        pure["head"]["directions"] = {"kernel": jnp.asarray(final.directions)}
+        pure["head"]["curvature"] = {"kernel": jnp.asarray(final.squares)}
     like = nnx.to_pure_dict(state.model)
     nnx.replace_by_pure_dict(variables, jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), pure, like))
     about = About.of(job.config, job.schedule.plan, job.parts["train"].digest(), job.marks)
@@ -258,8 +269,10 @@ def _write(
     described = {
         "attributes": every.attributes,
         "strengths_tried": STRENGTHS,
+        "curvatures_tried": CURVATURES if final.squares.size else (0.0,),
         "errors": probe.errors.tolist(),
         "strengths": probe.strengths.tolist(),
+        "curvatures": probe.curvatures.tolist(),
         "pictures": [int(n) for n in np.isfinite(probe.held_out).sum(axis=0)],
         "refit": job.config.refit,
     }
