@@ -3,10 +3,12 @@
     python benchmarks/judges.py --photos PHOTOS [--features-dir DIR] [--splits N]
 
 Protocol. Each set of `spp_jax/data/judged_photos.py` is cut at random into 80 % and 20 %, ten times (seeds
-0 to 9), each picture a group of its own. On the 80 % of all sets together a head is fitted as the judges are,
-its strength and whether it is quadratic by five folds inside them; the figures are of the 20 % of each set, and of each kind
-of its pictures: means over the ten, and the standard deviation in brackets. `alone`: the same, fitted on that
-set alone; `linear`: together, with a linear head. Good is a score of at least .5; of BIQ2021, after it is brought to the scale of LIVE In the Wild.
+0 to 9), each picture a group of its own. On the 80 % of all sets together a head is fitted as the judges
+are, what is chosen of it (strength, curvature, balance of the maps) by five folds inside them; the figures
+are of the 20 % of each set, and of each kind of its pictures: means over the ten, and the standard
+deviation in brackets. `alone`: the same, fitted on that set alone; `linear`: together, with a linear head
+all of whose features count alike. Good is a score of at least .5; of BIQ2021, after it is brought to the
+scale of LIVE In the Wild.
 """
 
 import argparse
@@ -14,14 +16,16 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from flax import nnx
 from scipy.stats import pearsonr, spearmanr
 
 from spp_jax.config import RunConfig
 from spp_jax.data.judged_photos import SETS
 from spp_jax.data.records import Records
+from spp_jax.models.configured import build_model
 from spp_jax.run.job import prepare
-from spp_jax.run.probe import FEATURES, job_features
-from spp_jax.training.probe import CURVATURES, Probe, fit_probe
+from spp_jax.run.probe import FEATURES, head_options, job_features
+from spp_jax.training.probe import Probe, fit_probe
 
 CONFIG = RunConfig(
     recipe="probe",
@@ -36,7 +40,7 @@ CONFIG = RunConfig(
     flip=False,
 )
 """As the judges are trained: see their card."""
-RANK = 48  # the network's default
+HEAD = head_options(nnx.eval_shape(lambda: build_model(CONFIG, 2)))
 
 
 def main() -> None:
@@ -92,8 +96,7 @@ def head_of(
         every.scores[rows][:, which],
         [every.groups[row] for row in rows],
         good=every.good[rows][:, which],
-        curvatures=(0.0,) if linear else CURVATURES,
-        rank=0 if linear else RANK,
+        **({} if linear else HEAD),
     )
 
 

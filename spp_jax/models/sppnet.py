@@ -255,9 +255,7 @@ class QuadraticHead(nnx.Module):
         curvature: a layer without bias, of kernel ``[rank * outputs, outputs]``.
     """
 
-    def __init__(
-        self, features: int, outputs: int, *, rank: int, dtype: Dtype | None = None, rngs: nnx.Rngs
-    ):
+    def __init__(self, features: int, outputs: int, *, rank: int, dtype: Dtype | None = None, rngs: nnx.Rngs):
         """Make the head.
 
         Args:

@@ -1,23 +1,27 @@
 """The probe: a head over a frozen body's features, in closed form. Arrays in, arrays out.
 
-Ridge regression (Hoerl and Kennard 1970) in its dual form, as there are more features than pictures, with an
-intercept that is not shrunk; linear, or with a kernel of degree two (Saunders, Gammerman and Vovk 1998), whose
-quadratic form is then cut to the directions that bend most. Its strength is chosen by what it says of pictures that it was not fitted on:
-groups are dealt into folds, and the residuals of a fold that was left out follow exactly from the inverse
-over all pictures (Cawley and Talbot 2004, for least-squares support vector machines; An, Liu and Venkatesh
-2007, for folds), so no fold is fitted by itself. The kernel is chosen in the same way.
+Ridge regression (Hoerl and Kennard 1970) in its dual form, as there are more features than pictures, with
+an intercept that is not shrunk; linear, or with a kernel of degree two (Saunders, Gammerman and Vovk 1998),
+whose quadratic form is then cut to the directions that bend most. Its strength is chosen by what it says of
+pictures that it was not fitted on: groups are dealt into folds, and the residuals of a fold that was left
+out follow exactly from the inverse over all pictures (Cawley and Talbot 2004, for least-squares support
+vector machines; An, Liu and Venkatesh 2007, for folds), so no fold is fitted by itself. The kernel, and how
+much each map counts in it, are chosen in the same way.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
 
-__all__ = ["CURVATURES", "STRENGTHS", "Probe", "fit_probe"]
+__all__ = ["BALANCES", "CURVATURES", "STRENGTHS", "Probe", "fit_probe"]
 
 STRENGTHS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 """Tried by default: of the penalty, relative to the mean square of a standardised picture's features."""
+BALANCES = (0.0, 0.5)
+"""Tried where features are of several maps: how much those of a large map count, see :func:`fit_probe`."""
 CURVATURES = (0.0, 1.0)
 """Tried where a head is quadratic: the share of the inner product's square in the kernel; 0: linear."""
 _CLIP = 0.02  # scores nearer than this to 0 and 1 count as this: their logits would decide everything
@@ -39,8 +43,9 @@ class Probe(NamedTuple):
         squares: float64 ``[rank * k, k]``, calibrated; 0 between an attribute and directions of another.
         strengths: float64 ``[k]``, chosen.
         curvatures: float64 ``[k]``, chosen.
-        errors: float64 ``[curvatures, strengths, k]``: the mean square of what was left of the logits of
-            held-out pictures, before calibration.
+        balances: float64 ``[k]``, chosen.
+        errors: float64 ``[balances, curvatures, strengths, k]``: the mean square of what was left of the
+            logits of held-out pictures, before calibration.
         held_out: float64 ``[n, k]``: the calibrated logit of each picture by a fit without its fold; NaN
             where it has no label. Nothing is cut of its quadratic form.
     """
@@ -53,6 +58,7 @@ class Probe(NamedTuple):
     squares: np.ndarray
     strengths: np.ndarray
     curvatures: np.ndarray
+    balances: np.ndarray
     errors: np.ndarray
     held_out: np.ndarray
 
@@ -75,6 +81,8 @@ def fit_probe(
     strengths: Sequence[float] = STRENGTHS,
     curvatures: Sequence[float] = (0.0,),
     rank: int = 0,
+    parts: Sequence[int] = (),
+    balances: Sequence[float] = (0.0,),
     folds: int = 5,
     seed: int = 0,
 ) -> Probe:
@@ -94,12 +102,15 @@ def fit_probe(
         curvatures: to choose from: the kernel is ``g + curvature * g**2``, of the inner product ``g`` of two
             standardised pictures over the number of features that vary. :data:`CURVATURES`, with a rank.
         rank: of the quadratic form, so many directions are kept for each attribute.
+        parts: how many features, one after the other, are of one map; (): all.
+        balances: to choose from: in the inner product a feature counts by the number of its part to the power
+            of -balance, so at 0 large parts count most, and at 1 all parts alike. :data:`BALANCES`.
         folds: into which groups are dealt; as many as groups where these are fewer.
         seed: of the dealing.
 
     Raises:
         ValueError: shapes do not agree, features are not finite, an attribute has labels in fewer than two
-            groups or always the same label, or a curvature is given and no rank.
+            groups or always the same label, parts are not of all features, or a curvature has no rank.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(60, 5))
@@ -119,34 +130,43 @@ def fit_probe(
     if any(curvatures) and rank < 1:
         raise ValueError(f"curvatures {tuple(curvatures)} need a rank of at least 1")
     scores, good = scores.reshape(n, -1), good.reshape(n, -1)
+    parts = tuple(parts) or (features.shape[1],)
+    if sum(parts) != features.shape[1]:
+        raise ValueError(f"parts {parts} are of {sum(parts)} features, not of {features.shape[1]}")
     mean, scale = _moments(features)
-    gram = _gram(features, mean, scale)
     fold = _deal(groups, folds, seed)
-    fits = []
-    for column, (of, which) in enumerate(zip(scores.T, good.T, strict=True)):
-        rows = np.flatnonzero(~np.isnan(of))
-        _check_labels(column, of[rows], fold[rows])
-        inner = gram[np.ix_(rows, rows)]
-        fits.append(_best(inner, _logit(of[rows]), which[rows], fold[rows], strengths, curvatures))
-        fits[-1] = _placed(fits[-1], rows, n)
-    duals = np.stack([fit.dual for fit in fits], axis=1)
-    forms = [_form(gram, fit, rank) for fit in fits]
-    squares = np.zeros((rank * len(fits), len(fits)))
-    for column, form in enumerate(forms):
-        squares[rank * column : rank * (column + 1), column] = form.squares
-    primal = _primal(features, mean, scale, np.concatenate([duals, *(form.duals for form in forms)], axis=1))
+    factors = {balance: _factors(parts, balance, scale) for balance in balances}
+    grams = {balance: _gram(features, mean, scale * factor) for balance, factor in factors.items()}
+    fits = [
+        _best(grams, _logit(of), which, fold, strengths, curvatures, column)
+        for column, (of, which) in enumerate(zip(scores.T, good.T, strict=True))
+    ]
+    forms = [_form(grams[fit.balance], fit, rank) for fit in fits]
+    layers = []
+    for fit, form in zip(fits, forms, strict=True):
+        factor = factors[fit.balance]
+        duals = np.concatenate([fit.dual[:, None], form.duals], axis=1)
+        layers.append(factor[:, None] * _primal(features, mean, scale * factor, duals))
     return Probe(
         mean,
         scale,
-        weights=primal[:, : len(fits)],
+        weights=np.concatenate([layer[:, :1] for layer in layers], axis=1),
         bias=np.array([fit.bias + form.cut for fit, form in zip(fits, forms, strict=True)]),
-        directions=primal[:, len(fits) :],
-        squares=squares,
+        directions=np.concatenate([layer[:, 1:] for layer in layers], axis=1),
+        squares=scipy.linalg.block_diag(*(form.squares[:, None] for form in forms)),
         strengths=np.array([fit.strength for fit in fits]),
         curvatures=np.array([fit.curvature for fit in fits]),
+        balances=np.array([fit.balance for fit in fits]),
         errors=np.stack([fit.errors for fit in fits], axis=-1),
         held_out=np.stack([fit.held for fit in fits], axis=1),
     )
+
+
+def _factors(parts: Sequence[int], balance: float, scale: np.ndarray) -> np.ndarray:
+    """Of each feature, the root of what it counts; the mean of what those count that vary is 1."""
+    counts = np.repeat(np.array(parts, np.float64) ** -balance, parts)
+    varying = counts[scale != 0]
+    return np.sqrt(counts / varying.mean()) if varying.size else counts
 
 
 class _Fit(NamedTuple):
@@ -157,6 +177,7 @@ class _Fit(NamedTuple):
     held: np.ndarray
     strength: float
     curvature: float
+    balance: float
     errors: np.ndarray
 
 
@@ -169,34 +190,35 @@ class _Form(NamedTuple):
 
 
 def _best(
-    inner: np.ndarray,
+    grams: Mapping[float, np.ndarray],
     targets: np.ndarray,
     good: np.ndarray,
     fold: np.ndarray,
     strengths: Sequence[float],
     curvatures: Sequence[float],
+    column: int,
 ) -> _Fit:
-    """The fit that errs least on held-out pictures, calibrated."""
-    errors, found = np.empty((len(curvatures), len(strengths))), None
-    for i, curvature in enumerate(curvatures):
+    """The fit of an attribute, on the rows that have it, that errs least on held-out pictures; calibrated."""
+    rows = np.flatnonzero(~np.isnan(targets))
+    targets, good, fold = targets[rows], good[rows], fold[rows]
+    _check_labels(column, targets, fold)
+    errors, found, least = [], None, np.inf
+    for balance, curvature in itertools.product(grams, curvatures):
+        inner = grams[balance][np.ix_(rows, rows)]
         kernel = inner + curvature * inner**2
-        for j, strength in enumerate(strengths):
+        for strength in strengths:
             dual, bias, held = _fit(kernel, targets, fold, strength)
-            errors[i, j] = ((held - targets) ** 2).mean()
-            if found is None or errors[i, j] < found[0]:
-                found = errors[i, j], dual, bias, held, strength, curvature
+            errors.append(float(((held - targets) ** 2).mean()))
+            if errors[-1] < least:
+                least, found = errors[-1], (dual, bias, held, strength, curvature, balance)
     if found is None:
-        raise ValueError("strengths and curvatures must each be one or more numbers")
-    _, dual, bias, held, strength, curvature = found
+        raise ValueError("strengths, curvatures and balances must each be one or more numbers")
+    dual, bias, held, *chosen = found
     slope, offset = _calibration(held, targets, good)
-    return _Fit(slope * dual, slope * bias + offset, slope * held + offset, strength, curvature, errors)
-
-
-def _placed(fit: _Fit, rows: np.ndarray, n: int) -> _Fit:
-    """Of some rows, as of all ``n``: dual weights of 0, and no held-out logit, elsewhere."""
-    dual, held = np.zeros(n), np.full(n, np.nan)
-    dual[rows], held[rows] = fit.dual, fit.held
-    return fit._replace(dual=dual, held=held)
+    everywhere, held_out = np.zeros(len(grams[chosen[-1]])), np.full(len(grams[chosen[-1]]), np.nan)
+    everywhere[rows], held_out[rows] = slope * dual, slope * held + offset
+    shaped = np.array(errors).reshape(len(grams), len(curvatures), len(strengths))
+    return _Fit(everywhere, slope * bias + offset, held_out, *chosen, shaped)
 
 
 def _form(gram: np.ndarray, fit: _Fit, rank: int) -> _Form:
@@ -228,7 +250,7 @@ def _check_labels(column: int, labels: np.ndarray, folds: np.ndarray) -> None:
     if len(set(folds.tolist())) < 2:
         raise ValueError(f"attribute {column} has labels in fewer than two groups: nothing to choose by")
     if np.ptp(labels) == 0:
-        raise ValueError(f"attribute {column} has always the same label, {labels[0]:g}: nothing to learn")
+        raise ValueError(f"attribute {column} has always the same label: nothing to learn")
 
 
 def _logit(scores: np.ndarray) -> np.ndarray:
