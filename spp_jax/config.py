@@ -25,8 +25,9 @@ class Decoding:
 
     Attributes:
         max_pixels: a larger picture is scaled down to at most this many; None: none is.
-        refuse_pixels: a larger picture is refused from its header, before memory is taken for it. Pillow
-            itself refuses twice ``PIL.Image.MAX_IMAGE_PIXELS``.
+        refuse_pixels: a larger picture is refused from its header, before memory is taken for it. The
+            default takes what the largest cameras and telephones give. Pillow itself refuses twice
+            ``PIL.Image.MAX_IMAGE_PIXELS``.
         background: sRGB, 0 to 255, under what is transparent, and around what is padded.
         input: ``full``: the whole picture at its own shape. What fixed-size networks do to it instead, to
             squares of ``input_side``: ``warp``, both axes scaled by themselves; ``crop``, the centre of 7/8
@@ -37,7 +38,7 @@ class Decoding:
     """
 
     max_pixels: int | None = None
-    refuse_pixels: int = 50_000_000
+    refuse_pixels: int = 200_000_000
     background: tuple[int, int, int] = (255, 255, 255)
     input: str = "full"
     input_side: int = 224
@@ -66,6 +67,7 @@ AS_IT_WAS: dict[str, Any] = {}
 """For each field whose default is not what runs did before there was the field: what they did."""
 
 _MOST = 2**62  # of any integer here
+_REFUSED_BEFORE = 50_000_000  # pixels, by default, in versions up to 0.2
 
 ANY_SIZE = Decoding(refuse_pixels=2**62)
 """Refuses no size: for facts about pictures that are kept, whatever a later run refuses."""
@@ -89,8 +91,9 @@ class RunConfig:
     """Which of the protocol's splits to take, from 0."""
     max_pixels: int | None = None
     """Larger pictures are scaled down to this many pixels. Their aspect ratio is kept."""
-    refuse_pixels: int = 50_000_000
-    """Pictures of more pixels are skipped, from their header, before memory is taken for them."""
+    refuse_pixels: int = 200_000_000
+    """Pictures of more pixels are skipped, from their header, before memory is taken for them. The largest
+    cameras give 151 million, telephones 200."""
     refuse_seconds: float = 10.0
     """Pictures that take more seconds of processor time to decode are skipped. None may take over 1 GB."""
     near_duplicates: bool = False
@@ -270,6 +273,17 @@ class RunConfig:
             self.input_side,
             self.refuse_seconds,
         )
+
+    def for_scoring(self) -> "RunConfig":
+        """The configuration for judging photographs that need not be of the run's collection.
+
+        A judge that sees photographs scaled down is not bound by what earlier versions refused by default in
+        training: how large they were costs it nothing once they are decoded.
+        """
+        scaled = self.max_pixels is not None or self.input != "full"
+        if scaled and self.refuse_pixels == _REFUSED_BEFORE:
+            return dataclasses.replace(self, refuse_pixels=Decoding.refuse_pixels)
+        return self
 
     @property
     def bucketing(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -34,9 +34,10 @@ from spp_jax.data.decoder_process import anonymous_file
 from spp_jax.data.pixels import Wish, answer
 from spp_jax.data.unreadable import UnreadableError
 
-Answer: TypeAlias = tuple[tuple[int, ...], np.ndarray | None]
+Answer: TypeAlias = tuple[tuple[int, ...], np.ndarray | None, dict[str, str]]
+"""Size, pixels and what the header told: see `spp_jax.data.pixels.Answer`."""
 
-__all__ = ["isolated"]
+__all__ = ["Answer", "isolated"]
 
 _LOG = logging.getLogger(__name__)
 _LONGEST = 65536  # bytes of a message
@@ -77,31 +78,64 @@ def isolated(file: int, wish: Wish, decoding: Decoding) -> Iterator[Answer]:
         decoding: how.
 
     Yields:
-        The size, and the pixels where they are wanted: uint8, to be used before the context is left.
+        The size, the pixels where they are wanted (uint8, to be used before the context is left), and the
+        header's texts where these are.
 
     Raises:
         UnreadableError: why there are none; also of a file that takes more than its limits.
     """
+    if why := _known(file, wish, decoding):
+        raise UnreadableError(why)
     decoder = _DECODERS.take()
     if decoder is None:
         with os.fdopen(os.dup(file), "rb") as opened:
-            size, picture = answer(opened, wish, decoding)
-        yield size, None if picture is None else np.asarray(picture)
+            size, picture, told = answer(opened, wish, decoding)
+        yield size, None if picture is None else np.asarray(picture), told or {}
         return
     try:
-        size, pixels = decoder.ask(file, wish, decoding)
-    except UnreadableError:
+        size, pixels, told = decoder.ask(file, wish, decoding)
+    except UnreadableError as error:
         _DECODERS.put(decoder)
+        if isinstance(error, _OverLimitsError):
+            _remember(file, wish, decoding, str(error))
         raise
     except BaseException:  # such as Ctrl-C: the next one would be given this one's reply
         decoder.end()
         _DECODERS.put(decoder)
         raise
     try:
-        yield size, pixels
+        yield size, pixels, told
     finally:
         del pixels
         _DECODERS.put(decoder)
+
+
+class _OverLimitsError(UnreadableError):
+    """It takes more than its limits: to try again would cost as much."""
+
+
+_OVER: dict[tuple, str] = {}
+"""What was over its limits, by what it was; a file is asked for its size, for its pixels, and each epoch."""
+_REMEMBERED = 1000
+
+
+def _asked(file: int, decoding: Decoding, *wish: Any) -> tuple:
+    about = os.fstat(file)
+    return (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, decoding, *wish)
+
+
+def _known(file: int, wish: Wish, decoding: Decoding) -> str | None:
+    if not _OVER:
+        return None
+    size = _OVER.get(_asked(file, decoding, False, None))  # whose size takes too long, its pixels do
+    return size or _OVER.get(_asked(file, decoding, wish.pixels, wish.size))
+
+
+def _remember(file: int, wish: Wish, decoding: Decoding, why: str) -> None:
+    with contextlib.suppress(KeyError, RuntimeError):  # another thread did it
+        while len(_OVER) >= _REMEMBERED:
+            del _OVER[next(iter(_OVER))]
+    _OVER[_asked(file, decoding, wish.pixels, wish.size)] = why
 
 
 class _Decoder:
@@ -135,8 +169,8 @@ class _Decoder:
         finally:
             theirs.close()
 
-    def ask(self, file: int, wish: Wish, decoding: Decoding) -> tuple[tuple[int, ...], np.ndarray | None]:
-        """The size, and the pixels where they are wanted, which stay until it is asked again.
+    def ask(self, file: int, wish: Wish, decoding: Decoding) -> Answer:
+        """What is wanted; pixels stay until it is asked again.
 
         Raises:
             UnreadableError: the reason that it gave; or it ended over the picture.
@@ -149,19 +183,19 @@ class _Decoder:
             reply, memory = b"", []
         if not reply:
             self.end()
-            raise UnreadableError(_why_ended(self._process.returncode, decoding))
+            raise _ended(self._process.returncode, decoding)
         found = json.loads(reply)
         if "why" in found:
-            raise UnreadableError(found["why"])
+            raise (_OverLimitsError if found["over"] else UnreadableError)(found["why"])
         size = tuple(found["size"])
         if not wish.pixels:
-            return size, None
+            return size, None, found.get("told") or {}
         count = math.prod(size)
         if not memory:
-            return size, np.frombuffer(self._shared, np.uint8, count).reshape(size)
+            return size, np.frombuffer(self._shared, np.uint8, count).reshape(size), {}
         with os.fdopen(memory[0]) as large:
             shared = mmap.mmap(large.fileno(), count, prot=mmap.PROT_READ)
-        return size, np.frombuffer(shared, np.uint8).reshape(size)
+        return size, np.frombuffer(shared, np.uint8).reshape(size), {}
 
     @property
     def ended(self) -> bool:
@@ -187,12 +221,14 @@ class _Decoder:
         self._memory = -1
 
 
-def _why_ended(status: int, decoding: Decoding) -> str:
+def _ended(status: int, decoding: Decoding) -> UnreadableError:
     if status in (-signal.SIGPROF, -signal.SIGXCPU):
-        return f"takes more than {decoding.refuse_seconds:g} seconds of processor time to read"
+        return _OverLimitsError(
+            f"takes more than {decoding.refuse_seconds:g} seconds of processor time to read"
+        )
     if status == -signal.SIGKILL:
-        return "takes more memory to read than there is"
-    return f"is damaged, or made to harm: its decoder broke down (status {status})"
+        return UnreadableError("takes more memory to read than there is")
+    return UnreadableError(f"is damaged, or made to harm: its decoder broke down (status {status})")
 
 
 class _Decoders:
