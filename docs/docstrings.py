@@ -1,7 +1,7 @@
 """For mkdocstrings: docstrings as its parser of Google's style reads them.
 
-``Example:`` becomes ``Examples:``, the section whose prompts are shown as code. What is returned gets an empty
-type before its description, so that the annotation is the type, and not the words before the first colon.
+``Example:`` becomes ``Examples:``, the section whose prompts are shown as code. What is returned gets an
+empty type before its description, so that the annotation is the type, and not the words up to a colon.
 """
 
 import re
