@@ -7,9 +7,7 @@ import numpy as np
 from spp_jax.errors import UsageError
 from spp_jax.scoring.explanation import BinWinners, Explanation
 
-__all__ = ["check_drawing", "draw_explanation"]
-
-_SHOWN = 8  # winning cells that are marked
+__all__ = ["check_drawing", "draw_explanation", "strongest"]
 
 
 def check_drawing() -> None:
@@ -65,6 +63,25 @@ def finest(winners: tuple[BinWinners, ...]) -> list[BinWinners]:
     return [each for each in winners if each.map == last and each.level == level]
 
 
+def strongest(winners: tuple[BinWinners, ...], most: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """The spots that move the logit most, up and down: x and y, float32 ``[k, 2]``, and by how much, ``[k]``.
+
+    Args:
+        winners: of an explanation; what several bins' winners at one spot do is added up.
+        most: spots that move it up, at most, and as many that move it down.
+    """
+    if not winners:
+        return np.zeros((0, 2), np.float32), np.zeros(0)
+    pixels = np.concatenate([each.pixels for each in winners])
+    effects = np.concatenate([each.effects for each in winners])
+    places, where = np.unique(pixels, axis=0, return_inverse=True)
+    sums = np.bincount(where.reshape(-1), weights=effects, minlength=len(places))
+    order = np.argsort(-sums)
+    up, down = order[:most], order[::-1][:most]
+    chosen = np.concatenate([up[sums[up] > 0], down[sums[down] < 0]])
+    return places[chosen], sums[chosen]
+
+
 def _mark(axes, why: Explanation) -> None:
     """The bins of one level, and the winning cells that move the score most."""
     from matplotlib.patches import Rectangle
@@ -76,16 +93,12 @@ def _mark(axes, why: Explanation) -> None:
     for each in bins:
         left, top, right, bottom = each.box
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", lw=0.6))
-    pixels = np.concatenate([each.pixels for each in why.winners])
-    effects = np.concatenate([each.effects for each in why.winners])
-    places, where = np.unique(pixels, axis=0, return_inverse=True)
-    sums = np.bincount(where.reshape(-1), weights=effects, minlength=len(places))
+    places, sums = strongest(why.winners)
     for up, colour, name in ((True, "tab:blue", "up"), (False, "tab:red", "down")):
-        most = np.argsort(-sums if up else sums)[:_SHOWN]
-        most = most[(sums[most] > 0) == up]
-        if len(most):
-            sizes = 30 + 220 * np.abs(sums[most]) / np.abs(sums).max()
-            axes.scatter(*places[most].T, s=sizes, c=colour, alpha=0.75, ec="white", label=name)
+        some = (sums > 0) == up
+        if some.any():
+            sizes = 30 + 220 * np.abs(sums[some]) / np.abs(sums).max()
+            axes.scatter(*places[some].T, s=sizes, c=colour, alpha=0.75, ec="white", label=name)
     axes.legend(loc="lower right", fontsize=8, title="moves the score", title_fontsize=8)
     axes.set_title(f"winning cells; bins of {bins[0].level[0]} x {bins[0].level[1]}")
 
