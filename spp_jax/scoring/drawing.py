@@ -1,13 +1,16 @@
-"""The picture of an explanation: photograph, heat map, winners, parts. Needs matplotlib (spp_jax[plots])."""
+"""Pictures of an explanation: heat map, winners; all in one, with matplotlib (spp_jax[plots])."""
 
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from spp_jax.errors import UsageError
 from spp_jax.scoring.explanation import BinWinners, Explanation
 
-__all__ = ["check_drawing", "draw_explanation", "strongest"]
+__all__ = ["check_drawing", "draw_explanation", "heat_map", "strongest"]
+
+_VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")
 
 
 def check_drawing() -> None:
@@ -61,6 +64,24 @@ def finest(winners: tuple[BinWinners, ...]) -> list[BinWinners]:
     last = max(each.map for each in winners)
     level = max((each.level for each in winners if each.map == last), key=lambda level: level[0] * level[1])
     return [each for each in winners if each.map == last and each.level == level]
+
+
+def heat_map(scores: np.ndarray, longest: int) -> Image.Image:
+    """A picture of 256 colours, from violet at 0 to yellow at 1.
+
+    Args:
+        scores: float32 ``[height, width]``, in [0, 1].
+        longest: its longer side in pixels, at most.
+    """
+    scale = min(1.0, longest / max(scores.shape))
+    size = (max(1, round(scores.shape[1] * scale)), max(1, round(scores.shape[0] * scale)))
+    small = Image.fromarray(scores.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    picture = Image.fromarray((np.clip(np.asarray(small), 0, 1) * 255).round().astype(np.uint8))
+    anchors = np.frombuffer(_VIRIDIS, np.uint8).reshape(-1, 3).astype(float)
+    steps, places = np.linspace(0, len(anchors) - 1, 256), np.arange(len(anchors))
+    palette = np.stack([np.interp(steps, places, anchors[:, k]) for k in range(3)], axis=1)
+    picture.putpalette(palette.round().astype(np.uint8).tobytes())  # and so it is of mode P
+    return picture
 
 
 def strongest(winners: tuple[BinWinners, ...], most: int = 8) -> tuple[np.ndarray, np.ndarray]:

@@ -228,7 +228,7 @@
     const column = +$("attribute").value;
     state.open = place;
     activate(place);
-    document.querySelector(".frame").style.setProperty("--ratio", photo.width / photo.height);
+    $("view").style.setProperty("--ratio", photo.width / photo.height);
     picture(photo, place);
     $("view-name").textContent = photo.name;
     $("view-score").textContent = number(photo.scores[column]);

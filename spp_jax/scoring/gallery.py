@@ -1,10 +1,10 @@
 """A collection that was scored, as a folder with a page: `index.html`, thumbnails, and why the best are so.
 
-    DIR/index.html      the page: entries, style and script in one file, written at the end, whole or not at all
+    DIR/index.html      the page: entries, style and script in one, written at the end, whole or not at all
     DIR/thumbs/*.jpg    a thumbnail of each photograph, by its path, length and time of change
     DIR/views/*         of the best: a larger picture, the map, and what else explains the score
 
-What is there already is kept, so a gallery that was broken off goes on. Nothing outside the folder is written.
+What is there already is kept, so a gallery that was broken off goes on. Nothing is written elsewhere.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from spp_jax.data.decoding import UnreadableError, decode
 from spp_jax.errors import UsageError
 from spp_jax.names import printable
 from spp_jax.scoring.album import Entry
-from spp_jax.scoring.drawing import strongest
+from spp_jax.scoring.drawing import heat_map, strongest
 from spp_jax.scoring.gallery_page import gallery_page
 from spp_jax.scoring.page import MARK, thumbnail
 from spp_jax.scoring.scorer import Scorer
@@ -48,18 +48,6 @@ _MAP = 256  # longest side of a map's picture
 _CROPS = 5
 _OURS = re.compile(rf"index\.html|thumbs|views|{re.escape(SCORES)}|\..*\.part")
 _MADE = re.compile(r"\.?[0-9a-f]{24}\b.*")
-_VIRIDIS = (
-    "440154",
-    "482878",
-    "3e4989",
-    "31688e",
-    "26828e",
-    "1f9e89",
-    "35b779",
-    "6ece58",
-    "b5de2b",
-    "fde725",
-)
 
 
 class Gallery:
@@ -184,7 +172,7 @@ class Gallery:
             ],
         }
         _write(file.with_suffix(".jpg"), content)
-        _write(file.with_suffix(".png"), _coloured(why.map))
+        _write(file.with_suffix(".png"), _png(heat_map(why.map, _MAP)))
         _write(file, json.dumps(said, allow_nan=False).encode())  # last: it says that all is there
 
     def write(
@@ -323,17 +311,7 @@ def _rounded(value: Any) -> float:
     return round(float(value), 4)
 
 
-def _coloured(scores: np.ndarray) -> bytes:
-    """A PNG of scores in [0, 1], violet to yellow."""
-    scale = min(1.0, _MAP / max(scores.shape))
-    size = [max(1, round(side * scale)) for side in scores.shape[::-1]]
-    small = Image.fromarray(scores.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    values = np.clip(np.asarray(small) * 255, 0, 255).round().astype(np.uint8)
-    picture = Image.fromarray(values).convert("P")
-    anchors = np.array([list(bytes.fromhex(colour)) for colour in _VIRIDIS], float)
-    steps = np.linspace(0, len(anchors) - 1, 256)
-    palette = np.stack([np.interp(steps, range(len(anchors)), anchors[:, k]) for k in range(3)], axis=1)
-    picture.putpalette(palette.round().astype(np.uint8).tobytes())
+def _png(picture: Image.Image) -> bytes:
     file = io.BytesIO()
     picture.save(file, "PNG", optimize=True)
     return file.getvalue()

@@ -17,16 +17,17 @@ _FILTERS = """<form id="filters" role="search" aria-label="Filter and order">
 <label for="high">Score at most <span class="range"><input type="range" id="high" min="0" max="1" step="0.01"
  value="1"><output id="high-said" for="high">1.00</output></span></label>
 <label>Judged <select id="attribute"><option value="0"></option></select></label>
-<label>Order <select id="order"><option value="best">best first</option><option value="worst">worst first</option>
+<label>Order <select id="order"><option value="best">best first</option>
+<option value="worst">worst first</option>
 <option value="name">by name</option><option value="taken">by time taken</option></select></label>
 <label>Series <select id="series"><option value="all">each photograph alone</option>
 <option value="together">together</option><option value="picks">the picks only</option></select></label>
 </form>
 """
 _VIEW = """<dialog id="view" aria-labelledby="view-name">
-<div class="stage"><div class="frame"><img id="photo" alt=""><img id="map" alt="map of the score: yellow is good,
- violet is not" hidden><svg id="marks" role="img" aria-label="winning spots and crops"
- preserveAspectRatio="none"></svg></div></div>
+<div class="stage"><div class="frame"><img id="photo" alt=""><img id="map"
+ alt="map of the score: yellow is good, violet is not" hidden><svg id="marks" role="img"
+ aria-label="winning spots and crops" preserveAspectRatio="none"></svg></div></div>
 <aside>
 <div class="bar"><span><button type="button" id="previous" aria-label="Previous photograph">←</button>
 <button type="button" id="next" aria-label="Next photograph">→</button></span>
@@ -78,8 +79,8 @@ def gallery_page(
     heading = html.escape(printable(title))
     if explained:
         unexplained = (
-            f"Map, winners and crops were made for the {explained} best alone; --explain-best N makes them for "
-            "more, and spp-jax explain for any one."
+            f"Map, winners and crops were made for the {explained} best alone; --explain-best N makes them "
+            "for more, and spp-jax explain for any one."
         )
     else:
         unexplained = "Map, winners and crops were not made; --explain-best N makes them for the N best."
@@ -87,10 +88,11 @@ def gallery_page(
     return "".join(
         [
             head(printable(title), source("gallery.css"), script=script, images="'self' data:"),
-            f'<body>\n<header>\n<div class="headline"><h1>{heading}</h1><p id="count" role="status"></p></div>\n',
+            f'<body>\n<header>\n<div class="headline"><h1>{heading}</h1>',
+            '<p id="count" role="status"></p></div>\n',
             _FILTERS,
-            "</header>\n<noscript><main><p>This page needs JavaScript; it loads none from elsewhere.</p></main>"
-            '</noscript>\n<main>\n<ul id="grid" role="list" aria-label="Photographs"></ul>\n',
+            "</header>\n<noscript><main><p>This page needs JavaScript; it loads none from elsewhere.</p>"
+            '</main></noscript>\n<main>\n<ul id="grid" role="list" aria-label="Photographs"></ul>\n',
             '<p id="none" hidden>No photograph fits the filter.</p>\n',
             _skipped(skipped),
             f"</main>\n<footer>{judged}Scores lie between 0 and 1. {unexplained}</p>\n{_KEYS}</footer>\n",
