@@ -1,25 +1,81 @@
-"""`spp-jax score`: score photographs, or folders of them."""
+"""`spp-jax score`: score photographs, or folders of them; say, keep, copy and star the best."""
 
+import contextlib
 import dataclasses
+import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
 
+from spp_jax.addresses import is_address
 from spp_jax.cli.arguments import AnyPath
-from spp_jax.cli.program import DONE, run_program
-from spp_jax.cli.scored import ScoreFile, limited, score_paths, tell_passed
+from spp_jax.cli.gathering import Gathering, name_below
+from spp_jax.cli.placing import copy_into, link_into
+from spp_jax.cli.program import DONE, SKIPPED, run_program
+from spp_jax.cli.score_file import ScoreFile
+from spp_jax.cli.scored import limited, say_entries, score_paths, tell_passed
+from spp_jax.cli.stars import check_thresholds, write_stars
 from spp_jax.compilation import default_cache_dir, use_compilation_cache
+from spp_jax.data.duplicates import needs_imagehash
 from spp_jax.data.finding import find_photos
 from spp_jax.errors import UsageError
-from spp_jax.names import some
-from spp_jax.scoring import DEFAULT, Scorer
+from spp_jax.names import printable, some
+from spp_jax.scoring import DEFAULT, Entry, Scored, Scorer, best_first
 
 __all__ = ["main"]
 
 
 @dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which are the best, and what is done with them."""
+
+    sort: bool = False
+    """Say the best first, at the end, and have --out in that order. Else: as they come."""
+    attribute: str | None = None
+    """Which of the things judged decides on rank, picks and stars. Default: the first."""
+    top: int | None = None
+    """Only so many, the best, are said, written to --out, copied, linked and given stars. The lines of all
+    are then kept in --out's name with .all behind it, so that the next run scores none again."""
+    best_of_series: bool = False
+    """Of each series only the best is said, copied, linked, given stars, and counts for --top. Of one series
+    are those that one camera took shortly after one another, by EXIF, and those that look alike. Every line
+    of --out tells its series; the pick is told with its reason. Needs: pip install 'spp_jax[duplicates]'."""
+    burst_seconds: float = 2.0
+    """Of --best-of-series: at most so many seconds lie between two of a burst. Negative: there are none."""
+    look_alikes: bool = True
+    """Of --best-of-series: those are of one series of whose perceptual hashes at most 6 of 64 bits differ.
+    Without, bursts alone, for which nothing has to be installed."""
+    copy_best: Path | None = None
+    """With --top or --best-of-series: copy these into a folder, made where it is missing. Nothing is
+    overwritten: another file of the same name has a number put behind the copy's; an equal one is enough."""
+    link_best: Path | None = None
+    """As --copy-best, but symbolic links to the photographs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stars:
+    """Ratings for photo programs."""
+
+    write_xmp: bool = False
+    """Write stars (xmp:Rating, 1 to 5) into an XMP sidecar beside each photograph. The photographs stay as
+    they are, and so does a rating in a sidecar or a photograph; a sidecar without one keeps all else."""
+    stars: tuple[float, float, float, float] = (0.2, 0.4, 0.6, 0.8)
+    """Of --write-xmp: from which scores on there are 2, 3, 4 and 5 stars."""
+    sidecar: Literal["full", "stem"] = "full"
+    """Of --write-xmp: what a new sidecar is called. full: photo.jpg.xmp, as by darktable and digiKam; stem:
+    photo.xmp, as by Lightroom and Capture One, where it belongs to the raw file of a pair. One that is there
+    under either name is used."""
+    overwrite_ratings: bool = False
+    """Of --write-xmp: replace ratings, too. One inside a photograph stays, and the sidecar has ours."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
     """Score photographs, or folders of them: each score is said when it is known.
+
+    Nothing is ever deleted, moved or overwritten but --out.
 
     Exit status: 0 done; 1 failed; 2 wrong use; 3 done, with photographs skipped (each named on standard
     error); 75 interrupted: with --out, run again, it goes on.
@@ -37,9 +93,13 @@ class Options:
     """Photographs that take more seconds of processor time to decode are skipped. Default: 10, or as the
     model was trained."""
     out: Path | None = None
-    """File for the scores: .csv, .jsonl (one a line) or .json. Each is written when it is known. Run again
-    with the same file, what it holds of the same photographs (by length and time of change) and the same
-    checkpoint is not scored again: so nothing is lost when this is killed."""
+    """File for the scores: .csv, .jsonl (one a line) or .json, with rank, percentile, size, time taken and
+    series. Each is written when it is known; what follows from all is filled in at the end. Run again with
+    the same file, what it holds of the same photographs (by length and time of change) and the same
+    checkpoint is not scored again: so nothing is lost when this is killed, and of a folder that changed only
+    the new is scored."""
+    choice: Annotated[Choice, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Choice)
+    rating: Annotated[Stars, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Stars)
     programs: int = 16
     """At most so many compiled programs are held in memory."""
     dry_run: bool = False
@@ -56,29 +116,134 @@ def main(arguments: list[str] | None = None) -> int:
         options = tyro.cli(Options, args=arguments, prog="spp-jax score")
         if not options.photos:
             raise UsageError("give photographs, or folders of them")
+        _check(options)
         use_compilation_cache(options.cache_dir)
         return _score(options)
 
     return run_program("spp-jax score", Options, work)
 
 
-def _score(options: Options) -> int:
+def _check(options: Options) -> None:
+    """Refuse what does not go together, before anything is loaded.
+
+    Raises:
+        UsageError: says what.
+    """
+    choice = options.choice
     if options.programs < 1:
         raise UsageError(f"programs must be at least 1, not {options.programs}", "programs")
+    if choice.top is not None and choice.top < 1:
+        raise UsageError(f"top must be at least 1, not {choice.top}", "top")
+    check_thresholds(options.rating.stars)
+    for flag, folder in (("--copy-best", choice.copy_best), ("--link-best", choice.link_best)):
+        if folder is None:
+            continue
+        if choice.top is None and not choice.best_of_series:
+            raise UsageError(f"{flag} {folder}: --top or --best-of-series says which are the best")
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"{flag} {folder}: is no folder")
+        if any(_inside(photo, folder) for photo in options.photos):
+            raise UsageError(f"{flag} {folder}: holds the photographs themselves; name another")
+    if choice.link_best is not None and any(is_address(photo) for photo in options.photos):
+        raise UsageError(f"--link-best {choice.link_best}: no link leads to an address; --copy-best copies")
+    if choice.best_of_series and choice.look_alikes:
+        needs_imagehash("--best-of-series without --no-look-alikes")
+
+
+def _score(options: Options) -> int:
+    choice = options.choice
     found = find_photos(options.photos)
     tell_passed(found)
     photos = list(dict.fromkeys(found.photos))
+    for folder in (choice.copy_best, choice.link_best):
+        ours = [photo for photo in photos if folder and _inside(photo, folder)]
+        if ours:
+            print(f"passed over: {len(ours)} in {printable(folder)}, where the best go", file=sys.stderr)
+            photos = [photo for photo in photos if photo not in set(ours)]
     if not photos:
-        raise UsageError(some(found.skipped))
+        raise UsageError(some(found.skipped) or "there is no photograph to score")
     if options.checkpoint:
         scorer = Scorer.from_checkpoint(options.checkpoint, programs=options.programs)
     else:
         scorer = Scorer.from_pretrained(options.judge, programs=options.programs)
     limited(scorer, options.refuse_pixels, options.refuse_seconds)
+    by = _column(scorer, choice.attribute)
     if options.dry_run:
         print(scorer.forecast([*photos]))
         return DONE
-    if not options.out:
-        return score_paths(scorer, photos, lambda photo, scored: None, skipped=found.skipped)
-    with ScoreFile(options.out, scorer.digest, scorer.attributes) as file:
-        return score_paths(scorer, photos, file.keep, file.kept(photos), found.skipped)
+    names = [name_below(photo, options.photos) for photo in photos]
+    at_once = not (choice.sort or choice.top is not None or choice.best_of_series)
+    with contextlib.ExitStack() as stack:
+        file = None
+        if options.out:
+            only_best = choice.top is not None
+            file = ScoreFile(options.out, scorer.digest, scorer.attributes, only_best=only_best)
+            stack.enter_context(file)
+        gathering = stack.enter_context(Gathering(photos, names, scorer.config.decoding, file))
+        kept = [Scored(e.place, e.scores, e.reason) for e in gathering.kept]
+        status = score_paths(scorer, photos, gathering.keep, kept, found.skipped, at_once=at_once)
+        entries = gathering.entries(by)
+        if choice.best_of_series:
+            entries = gathering.in_series(entries, choice.burst_seconds, by, look_alikes=choice.look_alikes)
+        best = _best(entries, choice)
+        if file is not None:
+            file.finish(best_first(entries) if choice.sort else entries, best)
+    if not at_once:
+        say_entries(best, scorer.attributes)
+    return max(status, _use(best, options, by))
+
+
+def _column(scorer: Scorer, attribute: str | None) -> int:
+    if attribute is None:
+        return 0
+    if attribute not in scorer.attributes:
+        known = ", ".join(scorer.attributes)
+        raise UsageError(f"attribute {attribute} is not judged; judged are {known}", "attribute")
+    return scorer.attributes.index(attribute)
+
+
+def _best(entries: Sequence[Entry], choice: Choice) -> list[Entry]:
+    """Those that are said, copied and given stars, in the order in which they are said."""
+    found = [entry for entry in entries if entry.rank is not None]
+    if choice.best_of_series:
+        found = [entry for entry in found if entry.pick]
+    if choice.sort or choice.top is not None:
+        found = best_first(found)
+    return found[: choice.top]
+
+
+def _use(best: Sequence[Entry], options: Options, by: int) -> int:
+    """Copy, link and give stars, as asked for; returns the exit status."""
+    choice, rating = options.choice, options.rating
+    for folder, done, into in (
+        (choice.copy_best, "copied", copy_into),
+        (choice.link_best, "linked", link_into),
+    ):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            new = sum(into(entry.path, folder) for entry in best)
+            there = f", {len(best) - new} were there already" if new < len(best) else ""
+            print(f"{done}: {new} to {printable(folder)}{there}", file=sys.stderr)
+    if not rating.write_xmp:
+        return DONE
+    written = write_stars(
+        best,
+        rating.stars,
+        by=by,
+        in_place_of_ending=rating.sidecar == "stem",
+        overwrite=rating.overwrite_ratings,
+    )
+    for name, reason in written.refused.items():
+        print(f"{printable(name)}: {printable(reason)}", file=sys.stderr)
+    had = f", {written.kept} had a rating, which stands" if written.kept else ""
+    print(f"stars: {written.written} sidecars written{had}", file=sys.stderr)
+    return SKIPPED if written.refused else DONE
+
+
+def _inside(photo: Path, folder: Path) -> bool:
+    """Whether it is the folder, or lies in it."""
+    if is_address(photo):
+        return False
+    return photo.absolute().is_relative_to(folder.absolute()) or photo.resolve().is_relative_to(
+        folder.resolve()
+    )

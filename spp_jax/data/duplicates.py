@@ -1,6 +1,7 @@
 """Pictures that are there more than once, under other names: of one group, so on one side of every split."""
 
 import collections
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -113,13 +114,21 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def look_of(path: Path) -> str:
-    """A picture's ``phash``, by imagehash: 16 hexadecimal digits; empty where it is unreadable."""
+def look_of(path: Path, limits: Decoding = _SMALL) -> str:
+    """A picture's ``phash``, by imagehash: 16 hexadecimal digits; empty where it is unreadable.
+
+    Args:
+        path: of the picture, which is decoded small.
+        limits: its ``refuse_pixels`` and ``refuse_seconds`` hold.
+    """
     import imagehash
     from PIL import Image
 
+    small = dataclasses.replace(
+        _SMALL, refuse_pixels=limits.refuse_pixels, refuse_seconds=limits.refuse_seconds
+    )
     try:
-        return str(imagehash.phash(Image.fromarray(decode(path, _SMALL))))
+        return str(imagehash.phash(Image.fromarray(decode(path, small))))
     except UnreadableError:
         return ""
 

@@ -11,7 +11,7 @@ from spp_jax.addresses import files_below
 from spp_jax.data.pixels import FORMATS
 from spp_jax.data.raw import ENDINGS as RAW
 
-__all__ = ["Found", "find_photos"]
+__all__ = ["Found", "find_photos", "picture_endings"]
 
 # Taken also where their plugin is missing: each is then named with the extra that reads it.
 _WITH_PLUGINS = (*RAW, ".heic", ".heif", ".hif", ".avif")
@@ -41,10 +41,15 @@ class Found(NamedTuple):
     example: str
 
 
+def picture_endings() -> set[str]:
+    """How the names of pictures end that are read, some with plugins, in small letters."""
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    return endings | set(_WITH_PLUGINS)
+
+
 def find_photos(paths: Iterable[Path]) -> Found:
     """Files as they are; of folders, searched to the bottom, all whose names end like a picture's."""
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    endings |= set(_WITH_PLUGINS)
+    endings = picture_endings()
     photos, skipped, unread = [], {}, collections.Counter()
     passed, example = 0, ""
     for path in paths:
