@@ -118,8 +118,7 @@ def _scaled(box: tuple[int, int, int, int], scale: float) -> tuple[int, int, int
 
 def _said(crop: Crop) -> str:
     left, top, right, bottom = crop.box
-    shape = crop.aspect or "own shape"
-    return f"{crop.score:.2f}, {shape}: {right - left} x {bottom - top} from x {left}, y {top}"
+    return f"{crop.score:.2f}, {crop.aspect or 'own shape'}, {right - left} x {bottom - top}"
 
 
 def _outlined(picture: Image.Image, crops: list[Crop], scale: float) -> Image.Image:
@@ -186,6 +185,7 @@ def _blocks(scorer: Scorer, most_mib: int) -> gradio.Blocks:
                     parts = _markup(elem_id="parts")
             with gradio.Column(scale=5, min_width=320), gradio.Tabs():
                 look: dict[str, Any] = {"interactive": False, "show_label": False, "format": "jpeg"}
+                look["buttons"] = ["download", "fullscreen"]  # and none that would share it
                 with gradio.Tab("Photograph"):
                     photo = gradio.Image(elem_id="photo", **look)
                     _markup(
@@ -199,7 +199,14 @@ def _blocks(scorer: Scorer, most_mib: int) -> gradio.Blocks:
                     _markup("<p>The spots that move the score most: blue up, orange down.</p>")
                 with gradio.Tab("Best crops"):
                     crops = gradio.Gallery(
-                        elem_id="crops", columns=3, show_label=False, format="jpeg", interactive=False
+                        elem_id="crops",
+                        columns=3,
+                        height="auto",
+                        object_fit="contain",
+                        show_label=False,
+                        format="jpeg",
+                        interactive=False,
+                        buttons=["fullscreen"],
                     )
         outputs = [verdict, photo, heat, winners, crops, parts]
         file.change(_answering(scorer), file, outputs, api_visibility="private", show_progress="minimal")
@@ -250,7 +257,11 @@ def application(scorer: Scorer, host: str, most_mib: int) -> FastAPI:
 
 def _theme() -> gradio.Theme:
     """Of the system's fonts: none is fetched."""
-    return gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return gradio.themes.Default(
+        primary_hue="blue",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
 
 
 def serve(app: FastAPI, listening: socket.socket, stop: threading.Event | None = None) -> None:

@@ -33,6 +33,7 @@ from spp_jax.scoring.drawing import heat_map, strongest
 from spp_jax.scoring.gallery_page import gallery_page
 from spp_jax.scoring.page import MARK, thumbnail
 from spp_jax.scoring.scorer import Scorer
+from spp_jax.scoring.stream import Watch
 
 __all__ = ["BEST", "SCORES", "Gallery"]
 
@@ -56,14 +57,14 @@ class Gallery:
     Example::
 
         gallery = Gallery(Path("gallery"))
-        results = list(scorer.stream(photos, watch=gallery.watch(photos)))  # thumbnails are made on the way
+        results = list(scorer.stream(photos, watch=gallery.watch(scorer, photos)))  # makes thumbnails
         entries = ranked([...])
         gallery.explain(scorer, entries)
         gallery.write(entries, scorer.attributes)
     """
 
     def __init__(self, folder: Path):
-        """Take a folder, or make it.
+        """Take a folder; nothing is made yet.
 
         Args:
             folder: new, empty, or a gallery.
@@ -76,19 +77,27 @@ class Gallery:
         self.folder = Path(os.path.abspath(folder))
         if self.folder.exists():
             _check_ours(self.folder)
+
+    def begin(self) -> Path:
+        """Make the folder where it is missing, and give it."""
         for name in ("thumbs", "views"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        return self.folder
 
     def holds(self, photo: Path) -> bool:
         """Whether a file is one of the gallery's own."""
         return not is_address(photo) and Path(os.path.abspath(photo)).is_relative_to(self.folder)
 
-    def watch(self, photos: Sequence[Path]) -> Callable[[int, np.ndarray, bool], None]:
+    def watch(self, scorer: Scorer, photos: Sequence[Path]) -> Watch | None:
         """What :meth:`spp_jax.Scorer.stream` is to show the photographs to: it writes thumbnails.
 
         Args:
+            scorer: who judges; one that sees no whole photographs shows none.
             photos: those that are scored, in their order.
         """
+        self.begin()
+        if scorer.config.input != "full":
+            return None
 
         def make(place: int, pixels: np.ndarray, turned: bool) -> None:
             file = self._thumb(photos[place])
@@ -105,6 +114,7 @@ class Gallery:
             entries: of the collection.
             progress: called once an entry.
         """
+        self.begin()
         whole = dataclasses.replace(scorer.config.decoding, input="full")
         for entry in entries:
             file = self._thumb(entry.path)
