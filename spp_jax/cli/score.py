@@ -77,7 +77,7 @@ class Stars:
 class Page:
     """A page to look at them all."""
 
-    gallery: Path | None = None
+    gallery: AnyPath | None = None
     """Folder for a page of all photographs, new, empty, or a gallery: index.html, for any browser, and
     thumbnails. Run again, it goes on: without --out, scores are kept in it, too."""
     explain_best: int = BEST
