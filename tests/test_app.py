@@ -141,6 +141,22 @@ class TestServed:
             assert refused.value.code == 400
             refused.value.close()
 
+    def test_a_file_that_is_too_large_is_refused_by_the_server_too(self, page_module):
+        form = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+        with served(page_module, tiny()) as address:
+            for size, status in ((2**20 + 1, 413), (100, 200)):
+                upload = urllib.request.Request(
+                    f"{address}/gradio_api/upload",
+                    form + bytes(size) + b"\r\n--x--\r\n",
+                    {"Content-Type": "multipart/form-data; boundary=x"},
+                )
+                try:
+                    with urllib.request.urlopen(upload, timeout=60) as reply:
+                        assert reply.status == status
+                except urllib.error.HTTPError as error:
+                    with error:
+                        assert error.code == status
+
     def test_a_photograph_that_is_dropped_is_judged_and_nothing_leaves_the_machine(
         self, page_module, photo, tmp_path
     ):
@@ -174,7 +190,7 @@ class TestServed:
             page.get_by_label("Clear").first.click()
             box.wait_for(state="attached")
             page.set_input_files("#drop input[type=file]", large)
-            page.get_by_text("exceeds").first.wait_for()
+            page.get_by_text("maximum allowed size").first.wait_for()
             browser.close()
         assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
 
