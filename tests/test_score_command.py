@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import noise_records, png
 
+from spp_jax.addresses import stamp
 from spp_jax.cli import score
 from spp_jax.cli.gathering import Gathering
 from spp_jax.cli.score_file import ScoreFile
@@ -33,7 +34,7 @@ class Judge:
             if place >= self.stops_after:
                 raise KeyboardInterrupt
             self.asked.append(photo.name)
-            length = photo.stat().st_size if photo.exists() else 0
+            length = stamp(photo)[0] if photo.exists() else 0
             score = length / 2**16
             if len(self.attributes) > 1:
                 score = np.array([score, 1 - score], np.float32)
@@ -138,7 +139,7 @@ class TestScoreFile:
     def test_an_older_versions_file_is_read_and_filled_in(self, photos, tmp_path, ending):
         out = tmp_path / f"scores.{ending}"
         run(Judge(), photos, out)
-        old = ("photo", "score", "reason", "bytes", "changed", "checkpoint")
+        old = ["photo", "score", "reason", "bytes", "changed", "checkpoint"]
         kept = [{name: row[name] for name in old} for row in rows(out)]
         if ending == "csv":
             with out.open("w", newline="") as file:
@@ -207,7 +208,7 @@ def test_no_name_in_a_csv_is_a_formula_and_each_is_found_again(tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     plain, photo = Path("plain.png"), Path(name)
     for path in (plain, photo):
-        path.write_bytes(RECORDS.photo(0))
+        path.write_bytes(png(np.zeros((8, 9, 3), np.uint8)))
     out = tmp_path / "scores.csv"
     run(Judge(), [plain, photo], out)
     with out.open(newline="", encoding="utf-8") as file:

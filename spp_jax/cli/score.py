@@ -87,41 +87,40 @@ class Page:
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Score photographs, or folders of them: each score is said when it is known.
+    """Score photographs, or folders of them. Each score is printed as soon as it is known.
 
     Nothing is ever deleted, moved or overwritten but --out.
 
-    Exit status: 0 done; 1 failed; 2 wrong use; 3 done, with photographs skipped (each named on standard
-    error); 75 interrupted: with --out, run again, it goes on.
+    Exit status: 0 done; 1 failed; 2 wrong use; 3 done, and photographs were skipped (each is named on
+    standard error); 75 interrupted: run it again with the same --out, and it goes on.
     """
 
     photos: tyro.conf.Positional[tuple[AnyPath, ...]]
-    """Photographs, or folders of them (searched to the bottom)."""
+    """Photographs, or folders, with all folders in them."""
     checkpoint: AnyPath | None = None
-    """Folder of a run: the --out of spp-jax train. Default: the judge that ships and --judge names."""
+    """Folder of a run, the --out of spp-jax train. Default: the judge that --judge names."""
     judge: str = DEFAULT
-    """The judge that ships: quality, beauty, all (both, in one pass), or compact, a small one."""
+    """A judge that ships: quality, beauty, all (both of them, in one pass), or compact, a small one."""
     refuse_pixels: int | None = None
-    """Photographs of more pixels are skipped. Default: as the model was trained."""
+    """Photographs of more pixels are skipped. Default: as in training."""
     refuse_seconds: float | None = None
-    """Photographs that take more seconds of processor time to decode are skipped. Default: 10, or as the
-    model was trained."""
+    """Photographs that take more seconds of processor time to decode are skipped. Default: as in training,
+    which is 10 if nothing else was asked for."""
     out: Path | None = None
     """File for the scores: .csv, .jsonl (one a line) or .json, with rank, percentile, size, time taken and
-    series. Each is written when it is known; what follows from all is filled in at the end. Run again with
-    the same file, what it holds of the same photographs (by length and time of change) and the same
-    checkpoint is not scored again: so nothing is lost when this is killed, and of a folder that changed only
-    the new is scored."""
+    series. Each score is written as soon as it is known, so nothing is lost when the command is killed; what
+    follows from all of them is filled in at the end. Run it again with the same file: photographs that it
+    holds, by length and time of change, are not scored again by the same judge."""
     choice: Annotated[Choice, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Choice)
     rating: Annotated[Stars, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Stars)
     page: Annotated[Page, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Page)
     programs: int = 16
-    """At most so many compiled programs are held in memory."""
+    """How many compiled programs are held in memory, at most."""
     dry_run: bool = False
-    """Say what would be compiled, and what that costs, and stop."""
+    """Print what would be compiled, and what that costs, and stop."""
     cache_dir: str = default_cache_dir()
-    """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
-    who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
+    """Folder for compiled programs, also one that several hosts share, or gs://... Whoever can write there
+    can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or a folder that is private to you."""
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -92,7 +92,8 @@ class ScoreFile:
             self._write_all(self._all, self._text(shown))
             shown = [self._rows[key] for key in self._best or ()]
         if self.path.suffix == ".json":
-            self._write_all(self.path, json.dumps(shown, indent=1) + "\n")
+            in_order = [{name: row.get(name) for name in self._columns} for row in shown]
+            self._write_all(self.path, json.dumps(in_order, indent=1) + "\n")
         else:
             self._write_all(self.path, self._text(shown))
         for file in (self._part, *(() if self._only_best else (self._all,))):

@@ -82,7 +82,7 @@ class _Parsed:
         if self._rating is not None:
             start, texts = self._rating
             stop = self._parser.CurrentByteIndex
-            if stop < start:  # <xmp:Rating/>
+            if self._content[start - 2 : start] == b"/>":
                 raise NotXmpError("has an element for the rating that is closed at once")
             self._found(_Place("".join(texts), start, stop))
             self._rating = None

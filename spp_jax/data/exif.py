@@ -105,7 +105,7 @@ def _moment(text: str, fraction: str, offset: str) -> str | None:
         return None
     *numbers, within, rest = match.groups()
     try:
-        moment = datetime.datetime(*map(int, numbers))
+        moment = datetime.datetime.strptime(" ".join(numbers), "%Y %m %d %H %M %S")
     except ValueError:  # such as the zeros of a clock that was never set
         return None
     within = within or (fraction.strip() if re.fullmatch(r"\s*[0-9]{1,6}\s*", fraction) else "")

@@ -532,6 +532,8 @@ def as_unreadable(error: Exception) -> UnreadableError:
     """Any error of a decoder, in one line."""
     if isinstance(error, UnreadableError):
         return error
+    if isinstance(error, OSError) and "broken data stream" in str(error):  # OpenJPEG's of both
+        return UnreadableError(f"is damaged, or takes more than {MEMORY / 1e9:g} GB of memory to read")
     if isinstance(error, Image.UnidentifiedImageError):
         return UnreadableError(_unknown(b""))
     return UnreadableError(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -92,7 +92,8 @@ def told(file: BinaryIO) -> dict[str, str]:
         return found
     with _opened(file) as opened:
         with contextlib.suppress(Exception):  # no preview that tells anything
-            found = exif.told(Image.open(io.BytesIO(opened.extract_thumb().data), formats=("JPEG",))) | found
+            preview = io.BytesIO(bytes(opened.extract_thumb().data))
+            found = exif.told(Image.open(preview, formats=("JPEG",))) | found
         moment = getattr(getattr(opened, "other", None), "timestamp", None)
         if "taken" not in found and moment is not None and moment.year > 1970:
             found["taken"] = moment.strftime("%Y:%m:%d %H:%M:%S")

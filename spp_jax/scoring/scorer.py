@@ -57,7 +57,7 @@ class Scorer:
     the first one has. Threads may share a Scorer.
 
     Attributes:
-        config: of the run that trained the model.
+        config: of the run that trained the model, as :meth:`~spp_jax.config.RunConfig.for_scoring` has it.
         attributes: what is judged, a name for each column of the scores.
         min_size: the smallest (height, width) that can be scored.
         both_orientations: programs take landscapes, and portraits turned.
@@ -163,7 +163,7 @@ class Scorer:
         key: str | None,
     ) -> None:
         self._process = os.getpid()
-        self.config, self.min_size = config, smallest
+        self.config, self.min_size = config.for_scoring(), smallest
         self.attributes = config.labels or ("score",)
         self._mesh = data_mesh()
         self.both_orientations = config.both_orientations and config.input == "full"
