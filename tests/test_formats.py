@@ -91,16 +91,18 @@ def tga_or_bmp(format: str, alpha: int) -> bytes:
     return head + info + bytes([50, 100, 200, alpha] * 128)
 
 
-def dng(preview: tuple[int, int], orientation: int = 1, taken: str = "") -> bytes:
+def dng(preview: tuple[int, int], orientation: int = 1, taken: str = "", changed: str = "") -> bytes:
     """A raw file whose left half is brighter; (height, width) of a preview of one grey, 77."""
     mosaic = np.full((64, 96), 5000, "<u2")
     mosaic[:, :48] = 20000
     sample, thumb = mosaic.tobytes(), bytes([77]) * (3 * preview[0] * preview[1])
     matrix = [3240, -1537, -499, -969, 1876, 42, 56, -204, 1057]
 
+    def text(words: str) -> list[bytes]:
+        return [letter.encode() for letter in f"{words}\0"]
+
     def third(place: int) -> bytes:
-        text = taken.encode() + b"\0"
-        return ifd([(36867, 2, [text[i : i + 1] for i in range(len(text))])], place) if taken else b""
+        return ifd([(36867, 2, text(taken))], place) if taken else b""
 
     def first(inner: int, at: int, exif: int) -> bytes:
         tags = [(254, 4, [1]), (256, 4, [preview[1]]), (257, 4, [preview[0]]), (258, 3, [8, 8, 8])]
@@ -108,6 +110,7 @@ def dng(preview: tuple[int, int], orientation: int = 1, taken: str = "") -> byte
         tags += [(273, 4, [at]), (274, 3, [orientation]), (277, 3, [3]), (278, 4, [preview[0]])]
         tags += [(279, 4, [len(thumb)]), (284, 3, [1]), (330, 4, [inner]), (50706, 1, [1, 4, 0, 0])]
         tags += [(34665, 4, [exif])] if taken else []
+        tags += [(306, 2, text(changed))] if changed else []
         tags += [(50721, 10, [(n, 1000) for n in matrix]), (50728, 5, [(1, 1)] * 3), (50778, 3, [21])]
         return ifd(tags, 8)
 

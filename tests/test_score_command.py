@@ -14,6 +14,7 @@ from spp_jax.cli.gathering import Gathering
 from spp_jax.cli.score_file import ScoreFile
 from spp_jax.cli.scored import score_paths
 from spp_jax.config import Decoding, RunConfig
+from spp_jax.data.exif import Facts
 from spp_jax.errors import UsageError
 from spp_jax.scoring import Entry, Scored
 
@@ -256,3 +257,29 @@ class TestCommand:
         told = capsys.readouterr().err
         assert said in told
         assert told.count("\n") == 1
+
+
+class TestGathering:
+    def test_the_header_of_what_was_skipped_is_not_read_again(self, photos, tmp_path, monkeypatch):
+        asked = []
+
+        def facts(photo, decoding):
+            asked.append((photo.name, decoding.refuse_seconds))
+            return Facts(3, 4)
+
+        monkeypatch.setattr("spp_jax.cli.gathering.photo_facts", facts)
+        decoding = Decoding(refuse_seconds=0.5)
+        with Gathering(photos, [photo.name for photo in photos], decoding, None) as gathering:
+            for scored in Judge().stream(photos):
+                gathering.keep(photos[scored.place], scored)
+            found = gathering.entries(0)
+        assert asked == [(photo.name, 0.5) for photo in photos[:6]]
+        assert [entry.height for entry in found] == [3] * 6 + [None]
+
+    def test_a_line_that_cannot_be_written_ends_it(self, photos, tmp_path, monkeypatch):
+        def full(self, entry):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(ScoreFile, "keep", full)
+        with pytest.raises(OSError, match="No space"):
+            run(Judge(), photos, tmp_path / "scores.csv")

@@ -22,31 +22,32 @@ __all__ = ["main"]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Open a page to drop a photograph into: its score, where it is good, and its best crops.
+    """Serve a page, on this machine alone, that judges the photograph dropped into it.
 
-    Nobody else reaches it and nothing leaves this machine. Needs: pip install 'spp_jax[app]'. Ctrl-C ends it.
+    The page says the score, where the photograph is good, and its best crops. Nothing leaves this machine.
+    It needs gradio: pip install 'spp_jax[app]'. Ctrl-C ends it.
 
     Exit status: 0 done; 1 failed; 2 wrong use.
     """
 
     judge: str = DEFAULT
-    """The judge that ships: quality, beauty, all (both), or compact, a small one."""
+    """A judge that ships: quality, beauty, all (both of them), or compact, a small one."""
     checkpoint: AnyPath | None = None
-    """Folder of a run: the --out of spp-jax train. Default: the judge that ships and --judge names."""
+    """Folder of a run, the --out of spp-jax train. Default: the judge that --judge names."""
     port: int = 7860
-    """Where it listens. 0: at any that is free, which is said."""
+    """Port of the page. 0: any that is free; it is printed."""
     host: str = "127.0.0.1"
-    """The address it listens at. Of another than this machine's own, whoever reaches it can use it."""
+    """Address of the page. At any but this machine's own, whoever reaches it can use it."""
     most_mib: int = 64
     """Files of more mebibytes are refused."""
     refuse_pixels: int | None = None
-    """Photographs of more pixels are refused. Default: as the model was trained."""
+    """Photographs of more pixels are refused. Default: as in training."""
     refuse_seconds: float | None = None
-    """Photographs that take more seconds of processor time to decode are refused. Default: 10, or as the
-    model was trained."""
+    """Photographs that take more seconds of processor time to decode are refused. Default: as in training,
+    which is 10 if nothing else was asked for."""
     cache_dir: str = default_cache_dir()
-    """Where compiled programs are kept: a folder, or gs://... Trusted. Default:
-    $JAX_COMPILATION_CACHE_DIR, or private to you."""
+    """Folder for compiled programs, also one that several hosts share, or gs://... Whoever can write there
+    can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or a folder that is private to you."""
 
 
 def main(arguments: list[str] | None = None) -> int:

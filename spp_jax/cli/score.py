@@ -34,26 +34,29 @@ class Choice:
     """Which are the best, and what is done with them."""
 
     sort: bool = False
-    """Say the best first, at the end, and have --out in that order. Else: as they come."""
+    """Print the scores at the end, best first, and write --out in that order. Default: as they come."""
     attribute: str | None = None
     """Which of the things judged decides on rank, picks and stars. Default: the first."""
     top: int | None = None
-    """Only so many, the best, are said, written to --out, copied, linked and given stars. The lines of all
-    are then kept in --out's name with .all behind it, so that the next run scores none again."""
+    """Keep the best N: these are printed, written to --out, copied, linked and given stars. The lines of all
+    photographs are kept beside --out, in a file whose name ends in .all, so the next run scores none again.
+    Default: all."""
     best_of_series: bool = False
-    """Of each series only the best is said, copied, linked, given stars, and counts for --top. Of one series
-    are those that one camera took shortly after one another, by EXIF, and those that look alike. Every line
-    of --out tells its series; the pick is told with its reason. Needs: pip install 'spp_jax[duplicates]'."""
+    """Keep the best of each series: it is printed with the reason, copied, linked, given stars, and counts
+    for --top. Photographs are of one series if one camera took them shortly after one another (by EXIF), or
+    if they look alike. Needs pip install 'spp_jax[duplicates]'."""
     burst_seconds: float = 2.0
-    """Of --best-of-series: at most so many seconds lie between two of a burst. Negative: there are none."""
+    """With --best-of-series: how many seconds lie between two photographs of a burst, at most. A negative
+    number means that there are no bursts."""
     look_alikes: bool = True
-    """Of --best-of-series: those are of one series of whose perceptual hashes at most 6 of 64 bits differ.
-    Without, bursts alone, for which nothing has to be installed."""
+    """With --best-of-series: photographs are of one series if at most 6 of the 64 bits of their perceptual
+    hashes differ. With --no-look-alikes only bursts count, and nothing has to be installed."""
     copy_best: Path | None = None
-    """With --top or --best-of-series: copy these into a folder, made where it is missing. Nothing is
-    overwritten: another file of the same name has a number put behind the copy's; an equal one is enough."""
+    """Copy what --top or --best-of-series keeps into this folder, which is made if it is missing. No file is
+    overwritten: if another file has the name, the copy gets a number. Default: nothing is copied."""
     link_best: Path | None = None
-    """As --copy-best, but symbolic links to the photographs."""
+    """Put symbolic links to what --top or --best-of-series keeps into this folder, as --copy-best does with
+    copies. Default: nothing is linked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +64,16 @@ class Stars:
     """Ratings for photo programs."""
 
     write_xmp: bool = False
-    """Write stars (xmp:Rating, 1 to 5) into an XMP sidecar beside each photograph. The photographs stay as
-    they are, and so does a rating in a sidecar or a photograph; a sidecar without one keeps all else."""
+    """Write stars (xmp:Rating, 1 to 5) into an XMP sidecar beside each photograph, which is left as it is. A
+    rating that is there, in a sidecar or in the photograph, stands. A sidecar without one keeps all else."""
     stars: tuple[float, float, float, float] = (0.2, 0.4, 0.6, 0.8)
-    """Of --write-xmp: from which scores on there are 2, 3, 4 and 5 stars."""
+    """With --write-xmp: the scores from which on there are 2, 3, 4 and 5 stars."""
     sidecar: Literal["full", "stem"] = "full"
-    """Of --write-xmp: what a new sidecar is called. full: photo.jpg.xmp, as by darktable and digiKam; stem:
-    photo.xmp, as by Lightroom and Capture One, where it belongs to the raw file of a pair. One that is there
-    under either name is used."""
+    """With --write-xmp: what a new sidecar is called. full is photo.jpg.xmp, as darktable and digiKam have
+    it. stem is photo.xmp, as Lightroom and Capture One have it, and belongs to the raw file if a JPEG has the
+    same name. A sidecar that is there under either name is used."""
     overwrite_ratings: bool = False
-    """Of --write-xmp: replace ratings, too. One inside a photograph stays, and the sidecar has ours."""
+    """With --write-xmp: replace ratings, too. A photograph is not changed: its sidecar gets the stars."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,18 +81,18 @@ class Page:
     """A page to look at them all."""
 
     gallery: AnyPath | None = None
-    """Folder for a page of all photographs, new, empty, or a gallery: index.html, for any browser, and
-    thumbnails. Run again, it goes on: without --out, scores are kept in it, too."""
+    """Folder for a page of all photographs: index.html, which a browser opens, and thumbnails. It is made, or
+    is empty, or a gallery already. Run it again, and it goes on; without --out, it keeps the scores, too."""
     explain_best: int = BEST
-    """Of --gallery: so many, the best, are shown with map, winners and crops. Each costs a few times as much
-    as a score. 0: none."""
+    """With --gallery: how many photographs, the best ones, are shown with map, winners and crops. Each takes
+    a few times as long as its score. 0: none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Score photographs, or folders of them. Each score is printed as soon as it is known.
 
-    Nothing is ever deleted, moved or overwritten but --out.
+    Nothing is deleted, moved or overwritten, but for the file of --out.
 
     Exit status: 0 done; 1 failed; 2 wrong use; 3 done, and photographs were skipped (each is named on
     standard error); 75 interrupted: run it again with the same --out, and it goes on.
@@ -107,10 +110,10 @@ class Options:
     """Photographs that take more seconds of processor time to decode are skipped. Default: as in training,
     which is 10 if nothing else was asked for."""
     out: Path | None = None
-    """File for the scores: .csv, .jsonl (one a line) or .json, with rank, percentile, size, time taken and
-    series. Each score is written as soon as it is known, so nothing is lost when the command is killed; what
-    follows from all of them is filled in at the end. Run it again with the same file: photographs that it
-    holds, by length and time of change, are not scored again by the same judge."""
+    """File for the scores: .csv, .jsonl (one a line) or .json. Each score is written as soon as it is
+    known, so nothing is lost when the command is killed; rank, percentile and series are filled in at the
+    end. Run it again with the same file: photographs that it holds, by length and time of change, are not
+    scored again by the same judge."""
     choice: Annotated[Choice, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Choice)
     rating: Annotated[Stars, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Stars)
     page: Annotated[Page, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Page)
