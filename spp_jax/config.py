@@ -196,8 +196,8 @@ class RunConfig:
     """With --recipe probe, fit the head of the checkpoint anew on all parts. The figures stay those of the
     head that was fitted on the training part."""
     bits: int = 24
-    """With --recipe probe, how many significant bits the checkpoint's parameters keep, of float32's 24. With 12,
-    which is float16's precision, it takes a third less on the disk."""
+    """With --recipe probe, how many significant bits the checkpoint's parameters keep, of float32's 24. With
+    12, which is about float16's precision, it takes a third less on the disk."""
     seed: int = 0
     """Seed of parameters, order and mirroring."""
     save_every: int = 200
