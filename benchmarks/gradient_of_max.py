@@ -25,8 +25,8 @@ from jax import lax
 
 from spp_jax import spatial_pyramid_pool
 
-FLAGS = ("", "--xla_cpu_use_fusion_emitters=false")
-"""Of XLA, one after the other."""
+FLAGS = ("",) if jax.__version_info__ >= (0, 11) else ("", "--xla_cpu_use_fusion_emitters=false")
+"""Of XLA, one after the other. The second chooses code for fused loops that XLA no longer has in jax 0.11."""
 
 
 def loss_after_a_net(pool: Callable) -> tuple[Callable, list[jax.Array]]:

@@ -1,11 +1,13 @@
 """Orbax, and nothing else knows Orbax: a run's state on disk, and all that rebuilds its model."""
 
 import contextlib
+import gc
 import hashlib
 import json
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -305,9 +307,11 @@ class Checkpoints:
                 with contextlib.suppress(Exception):
                     self._open().reload()
                 newest = self.latest_step()
-                if newest is None or newest <= step:
-                    raise UsageError(self._refusal(step, error)) from None
-                step = newest
+                refusal = "" if newest is not None and newest > step else self._refusal(step, error)
+            if newest is None or refusal:
+                _collect_failed_reads()
+                raise UsageError(refusal)
+            step = newest
 
     def _refusal(self, step: int, error: Exception) -> str:
         """What is wrong with a step, and which to take in its place."""
@@ -418,6 +422,16 @@ def _parsed(fields: dict[str, Any]) -> About:
     return About(RunConfig.from_dict(fields["config"]), plan, fields["records"], tuple(marks), parts)
 
 
+def _collect_failed_reads() -> None:
+    """Free the reads that Orbax left unfinished: each would print a page about itself when collected."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
+
+
 def _digests(tree: Any) -> dict[str, str]:
     """Of each array by its path, a digest of dtype, shape and values: 32 hexadecimal digits of SHA-256.
 
@@ -453,4 +467,5 @@ def _flat(tree: Any) -> dict[str, Any]:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    said = str(error).split("See full TensorStore details")[0]
+    return " ".join(said.split())[:300].rstrip(".")

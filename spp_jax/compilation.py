@@ -57,8 +57,9 @@ _log = logging.getLogger(__name__)
 def quick_flags(level: int, environment: Mapping[str, str] = os.environ) -> str:
     """``XLA_FLAGS`` for a CPU whose programs compile in half the time and run longer, rounding differently.
 
-    The older code for fused loops is one of them. The plugins of other devices do not know that flag and
-    end the process that reads it: it is left out where one is installed and ``JAX_PLATFORMS`` is not ``cpu``.
+    The older code for fused loops is one of them. XLA in jax 0.11 has it no longer, the plugins of other
+    devices never had, and XLA ends the process at a flag that it does not know. So it is left out from
+    jax 0.11 on, and where a plugin is installed and ``JAX_PLATFORMS`` is not ``cpu``.
 
     Args:
         level: how much LLVM optimises, 0 to 3.
@@ -66,7 +67,7 @@ def quick_flags(level: int, environment: Mapping[str, str] = os.environ) -> str:
     """
     flags = f"{environment.get('XLA_FLAGS', '')} --xla_backend_optimization_level={level}".strip()
     plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
-    if plugins and environment.get("JAX_PLATFORMS") != "cpu":
+    if jax.__version_info__ >= (0, 11) or (plugins and environment.get("JAX_PLATFORMS") != "cpu"):
         return flags
     return f"{flags} --xla_cpu_use_fusion_emitters=false"
 

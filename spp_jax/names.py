@@ -3,10 +3,10 @@
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-__all__ = ["cell", "printable", "some"]
+__all__ = ["cell", "guarded", "printable", "some"]
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Zl", "Zp")  # control, format (also of direction), surrogates, ends of lines
-_FORMULAS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def printable(text: object) -> str:
@@ -23,6 +23,15 @@ def cell(text: object) -> str:
     """The text as a cell of a CSV file, printable, and such that no spreadsheet takes it for a formula."""
     shown = str(text)
     return f"'{printable(shown)}" if shown.startswith(_FORMULAS) else printable(shown)
+
+
+def guarded(name: object) -> str:
+    """The name as a cell of a CSV file: itself, but such that no spreadsheet takes it for a formula.
+
+    Other names have other cells, but for what is no text in a name, which is escaped.
+    """
+    shown = str(name).encode("utf-8", "backslashreplace").decode()
+    return f"'{shown}" if shown.lstrip("'").startswith(_FORMULAS) else shown
 
 
 def some(reasons: Mapping[str, str] | Iterable[tuple[str, str]], most: int = 3) -> str:

@@ -102,7 +102,6 @@ def test_a_folder_that_only_looks_like_a_checkpoint_is_refused(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore's threads
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_truncated_arrays_are_refused_in_one_line(saved, share):
     truncate_arrays(saved / "checkpoints" / "3", share)
@@ -265,7 +264,6 @@ def flip(file: Path, place: int) -> None:
     file.write_bytes(content)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore's threads
 def test_no_flipped_bit_is_restored_in_silence_and_the_step_before_is_offered(saved, broken, training):
     """Of every file of a checkpoint, bits here and there; what is not refused is what was saved."""
     latest, rng = saved / "checkpoints" / "3", np.random.default_rng(0)

@@ -600,7 +600,6 @@ class TestEvaluate:
         assert "Traceback" not in error
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of TensorStore's threads
 @pytest.mark.parametrize("damage", ["truncated", "of another model"])
 def test_a_damaged_checkpoint_is_said_in_a_line_by_both_programs_and_left_as_it_is(
     trained, call, tmp_path, damage
@@ -630,7 +629,6 @@ def test_a_damaged_checkpoint_is_said_in_a_line_by_both_programs_and_left_as_it_
         assert str(latest) in line
         assert ("cannot be restored" if damage == "truncated" else "another model: model/") in line
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == files
-    time.sleep(1)  # the other arrays' threads find the event loop closed: here, and not in the next test
 
 
 class TestInterruption:

@@ -16,6 +16,7 @@ from spp_jax.compilation import (
     DoesNotFitError,
     default_cache_dir,
     device_memory,
+    quick_flags,
     use_compilation_cache,
     warn_of_compilations,
 )
@@ -248,3 +249,12 @@ def test_a_run_does_not_depend_on_the_number_of_devices(tmp_path):
     assert len(one.files) > 5
     for name in one.files:
         np.testing.assert_allclose(three[name], one[name], rtol=1e-3, atol=1e-5)
+
+
+def test_quick_flags_are_all_known_to_this_xla():
+    """XLA ends the process at a flag that it does not know."""
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    environment["XLA_FLAGS"] = quick_flags(0, environment)
+    code = "import jax; print(jax.numpy.arange(3).sum())"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "3\n", done.stderr

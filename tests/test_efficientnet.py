@@ -44,6 +44,7 @@ def logits(model: SPPNet, images: Padded, dtype=np.float32) -> np.ndarray:
 
 def in_torch(name: str, pictures: list[np.ndarray], dtype) -> np.ndarray:
     """Each picture alone, through the network of efficientnet-lite-pytorch with its own weights."""
+    needs_weights(name)
     torch = pytest.importorskip("torch", reason="the comparison with torch needs the extra 'compare'")
     package = pytest.importorskip("efficientnet_lite_pytorch", reason="it needs the extra 'compare'")
     network = package.EfficientNet.from_name(name.replace("_", "-"))

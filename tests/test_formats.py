@@ -91,18 +91,26 @@ def tga_or_bmp(format: str, alpha: int) -> bytes:
     return head + info + bytes([50, 100, 200, alpha] * 128)
 
 
-def dng(preview: tuple[int, int], orientation: int = 1) -> bytes:
+def dng(preview: tuple[int, int], orientation: int = 1, taken: str = "", changed: str = "") -> bytes:
     """A raw file whose left half is brighter; (height, width) of a preview of one grey, 77."""
     mosaic = np.full((64, 96), 5000, "<u2")
     mosaic[:, :48] = 20000
     sample, thumb = mosaic.tobytes(), bytes([77]) * (3 * preview[0] * preview[1])
     matrix = [3240, -1537, -499, -969, 1876, 42, 56, -204, 1057]
 
-    def first(inner: int, at: int) -> bytes:
+    def text(words: str) -> list[bytes]:
+        return [letter.encode() for letter in f"{words}\0"]
+
+    def third(place: int) -> bytes:
+        return ifd([(36867, 2, text(taken))], place) if taken else b""
+
+    def first(inner: int, at: int, exif: int) -> bytes:
         tags = [(254, 4, [1]), (256, 4, [preview[1]]), (257, 4, [preview[0]]), (258, 3, [8, 8, 8])]
         tags += [(259, 3, [1]), (262, 3, [2]), (271, 2, [b"M", b"\0"]), (272, 2, [b"O", b"\0"])]
         tags += [(273, 4, [at]), (274, 3, [orientation]), (277, 3, [3]), (278, 4, [preview[0]])]
         tags += [(279, 4, [len(thumb)]), (284, 3, [1]), (330, 4, [inner]), (50706, 1, [1, 4, 0, 0])]
+        tags += [(34665, 4, [exif])] if taken else []
+        tags += [(306, 2, text(changed))] if changed else []
         tags += [(50721, 10, [(n, 1000) for n in matrix]), (50728, 5, [(1, 1)] * 3), (50778, 3, [21])]
         return ifd(tags, 8)
 
@@ -112,9 +120,10 @@ def dng(preview: tuple[int, int], orientation: int = 1) -> bytes:
         tags += [(284, 3, [1]), (33421, 3, [2, 2]), (33422, 1, [0, 1, 1, 2]), (50717, 3, [65535])]
         return ifd(tags, place)
 
-    inner = 8 + len(first(0, 0))
-    after = inner + len(second(inner, 0))
-    directories = first(inner, after) + second(inner, after + len(thumb))
+    inner = 8 + len(first(0, 0, 0))
+    exif = inner + len(second(inner, 0))
+    after = exif + len(third(exif))
+    directories = first(inner, after, exif) + second(inner, after + len(thumb)) + third(exif)
     return b"II*\0" + struct.pack("<I", 8) + directories + thumb + sample
 
 

@@ -2,15 +2,21 @@ import csv
 import json
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import noise_records, png
 
+from spp_jax.addresses import stamp
 from spp_jax.cli import score
-from spp_jax.cli.scored import ScoreFile, score_paths
+from spp_jax.cli.gathering import Gathering
+from spp_jax.cli.score_file import ScoreFile
+from spp_jax.cli.scored import score_paths
+from spp_jax.config import Decoding, RunConfig
+from spp_jax.data.exif import Facts
 from spp_jax.errors import UsageError
-from spp_jax.scoring import Scored
+from spp_jax.scoring import Entry, Scored
 
 RECORDS = noise_records(6)
 
@@ -18,22 +24,22 @@ RECORDS = noise_records(6)
 class Judge:
     """Scores a file by its length; stops where it is told to, as a kill would."""
 
-    attributes = ("score",)
+    digest = "a"
 
-    def __init__(self, stops_after=math.inf):
-        self.asked, self.stops_after = [], stops_after
+    def __init__(self, stops_after=math.inf, attributes=("score",)):
+        self.asked, self.stops_after, self.attributes = [], stops_after, attributes
+        self.config = RunConfig()
 
     def stream(self, photos):
         for place, photo in enumerate(photos):
             if place >= self.stops_after:
                 raise KeyboardInterrupt
             self.asked.append(photo.name)
-            length = photo.stat().st_size if photo.exists() else 0
-            yield (
-                Scored(place, length / 2**20, "")
-                if length
-                else Scored(place, math.nan, "there is no such file")
-            )
+            length = stamp(photo)[0] if photo.exists() else 0
+            score = length / 2**16
+            if len(self.attributes) > 1:
+                score = np.array([score, 1 - score], np.float32)
+            yield Scored(place, score, "") if length else Scored(place, math.nan, "there is no such file")
 
 
 @pytest.fixture
@@ -47,8 +53,14 @@ def photos(tmp_path):
 
 
 def run(judge, photos, out, checkpoint="a"):
-    with ScoreFile(out, checkpoint) as file:
-        return score_paths(judge, photos, file.keep, file.kept(photos))
+    with (
+        ScoreFile(out, checkpoint) as file,
+        Gathering(photos, [photo.name for photo in photos], Decoding(), file) as gathering,
+    ):
+        kept = [Scored(entry.place, entry.scores, entry.reason) for entry in gathering.kept]
+        status = score_paths(judge, photos, gathering.keep, kept)
+        file.finish(gathering.entries(0))
+        return status
 
 
 def rows(out):
@@ -96,6 +108,86 @@ class TestScoreFile:
         assert len(other.asked) == 2
         assert {row["checkpoint"] for row in rows(out)} == {"a", "b"}  # the others' scores are not lost
 
+    def test_what_follows_from_all_is_there_at_the_end(self, photos, tmp_path, ending):
+        out = tmp_path / f"scores.{ending}"
+        with pytest.raises(KeyboardInterrupt):
+            run(Judge(stops_after=4), photos, out)
+        lines = out if ending != "json" else tmp_path / f"{out.name}.part"
+        before = lines.read_text()
+        run(Judge(), photos[:2], out)
+        run(Judge(), photos, out)
+        assert before  # streamed
+        found = rows(out)
+        assert [row["photo"] for row in found] == [str(photo) for photo in photos]
+        lengths = [photo.stat().st_size for photo in photos[:6]]
+        ranks = [1 + sum(other > length for other in lengths) for length in lengths]
+        assert [int(row["rank"]) for row in found[:6]] == ranks
+        assert max(float(row["percentile"]) for row in found[:6]) == 100
+        sizes = [[int(row["height"]), int(row["width"])] for row in found[:6]]
+        assert sizes == RECORDS.sizes.tolist()
+        assert found[6]["rank"] in ("", None)
+        assert found[6]["reason"] == "there is no such file"
+
+    def test_lines_of_other_photographs_keep_their_scores_and_have_no_rank(self, photos, tmp_path, ending):
+        out = tmp_path / f"scores.{ending}"
+        run(Judge(), photos[:3], out)
+        run(Judge(), photos[3:6], out)
+        found = {row["photo"]: row for row in rows(out)}
+        assert len(found) == 6
+        assert all(row["score"] for row in found.values())
+        assert [bool(found[str(photo)]["rank"]) for photo in photos[:6]] == [False] * 3 + [True] * 3
+
+    def test_an_older_versions_file_is_read_and_filled_in(self, photos, tmp_path, ending):
+        out = tmp_path / f"scores.{ending}"
+        run(Judge(), photos, out)
+        old = ["photo", "score", "reason", "bytes", "changed", "checkpoint"]
+        kept = [{name: row[name] for name in old} for row in rows(out)]
+        if ending == "csv":
+            with out.open("w", newline="") as file:
+                writer = csv.DictWriter(file, old, lineterminator="\n")
+                writer.writeheader()
+                writer.writerows(kept)
+        elif ending == "json":
+            out.write_text(json.dumps(kept))
+        else:
+            out.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        judge = Judge()
+        run(judge, photos, out)
+        assert judge.asked == []
+        assert [int(row["height"]) for row in rows(out)[:6]] == RECORDS.sizes[:, 0].tolist()
+
+    def test_a_file_of_other_things_judged_is_refused_in_a_line(self, photos, tmp_path, ending):
+        out = tmp_path / f"scores.{ending}"
+        with (
+            ScoreFile(out, "a", ("quality", "beauty")) as file,
+            Gathering(photos, [""] * 7, Decoding(), file),
+        ):
+            for place, photo in enumerate(photos):
+                file.keep(Entry(place, photo, "", np.array([0.1, 0.2], np.float32)))
+        before = out.read_bytes()
+        for attributes in (("quality",), ("quality", "beauty", "fame")):
+            with pytest.raises(UsageError, match="beauty") as refused:
+                ScoreFile(out, "a", attributes)
+            assert "\n" not in str(refused.value)
+        assert out.read_bytes() == before
+
+    @pytest.mark.parametrize("column", ["taken", "look", "width"])
+    def test_cells_that_are_none_of_ours_are_refused(self, photos, tmp_path, ending, column):
+        out = tmp_path / f"scores.{ending}"
+        run(Judge(), photos[:1], out)
+        row = rows(out)[0] | {column: "odd"}
+        text = f"[{json.dumps(row)}]" if ending == "json" else json.dumps(row) + "\n"
+        if ending == "csv":
+            text = (
+                ",".join(row)
+                + "\n"
+                + ",".join(f'"{cell}"'.replace(' "x"', "") for cell in row.values())
+                + "\n"
+            )
+        out.write_text(text)
+        with pytest.raises(UsageError, match="holds no scores"):
+            ScoreFile(out, "a")
+
     def test_another_file_is_not_overwritten(self, tmp_path, ending):
         out = tmp_path / f"scores.{ending}"
         out.write_text("my thesis\n")
@@ -108,6 +200,27 @@ class TestScoreFile:
 def test_where_scores_cannot_go_is_said_first(tmp_path, name, said):
     with pytest.raises(UsageError, match=said):
         ScoreFile(tmp_path / name, "a")
+
+
+@pytest.mark.parametrize(
+    "name", ["=1+1.png", "@a.png", "-x.png", "'=1+1.png", "a;=1+1.png", "a\n=1.png", "\udcff.png"]
+)
+def test_no_name_in_a_csv_is_a_formula_and_each_is_found_again(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    plain, photo = Path("plain.png"), Path(name)
+    for path in (plain, photo):
+        path.write_bytes(png(np.zeros((8, 9, 3), np.uint8)))
+    out = tmp_path / "scores.csv"
+    run(Judge(), [plain, photo], out)
+    with out.open(newline="", encoding="utf-8") as file:
+        cell = list(csv.reader(file))[2][0]
+    assert cell[0] not in "=+-@\t\r\n"
+    assert cell.removeprefix("'").encode("utf-8", "backslashreplace").decode() in cell
+    judge = Judge()
+    run(judge, [plain, photo], out)
+    assert judge.asked == []
+    if ";" in name:
+        assert f'"{name}"' in out.read_text()
 
 
 class TestCommand:
@@ -144,3 +257,29 @@ class TestCommand:
         told = capsys.readouterr().err
         assert said in told
         assert told.count("\n") == 1
+
+
+class TestGathering:
+    def test_the_header_of_what_was_skipped_is_not_read_again(self, photos, tmp_path, monkeypatch):
+        asked = []
+
+        def facts(photo, decoding):
+            asked.append((photo.name, decoding.refuse_seconds))
+            return Facts(3, 4)
+
+        monkeypatch.setattr("spp_jax.cli.gathering.photo_facts", facts)
+        decoding = Decoding(refuse_seconds=0.5)
+        with Gathering(photos, [photo.name for photo in photos], decoding, None) as gathering:
+            for scored in Judge().stream(photos):
+                gathering.keep(photos[scored.place], scored)
+            found = gathering.entries(0)
+        assert asked == [(photo.name, 0.5) for photo in photos[:6]]
+        assert [entry.height for entry in found] == [3] * 6 + [None]
+
+    def test_a_line_that_cannot_be_written_ends_it(self, photos, tmp_path, monkeypatch):
+        def full(self, entry):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(ScoreFile, "keep", full)
+        with pytest.raises(OSError, match="No space"):
+            run(Judge(), photos, tmp_path / "scores.csv")

@@ -29,31 +29,31 @@ _log = logging.getLogger(__name__)
 class Options:
     """Apply a trained judge: to a split of a data set (--data), or to photographs (--photos).
 
-    Exit status: 0 done; 1 failed; 2 wrong use; 3 done, with photographs skipped (each named on standard
-    error).
+    Exit status: 0 done; 1 failed; 2 wrong use; 3 done, and photographs were skipped (each is named on
+    standard error).
     """
 
     checkpoint: AnyPath | None = None
-    """Folder of a run: the --out of train.py. Default: the judge that ships and --judge names."""
+    """Folder of a run, the --out of train.py. Default: the judge that --judge names."""
     judge: str = DEFAULT
-    """The judge that ships: quality, beauty, all (both, in one pass), or compact, a small one. Its card, in
-    checkpoints/, says what it learned and what not."""
+    """A judge that ships: quality, beauty, all (both of them, in one pass), or compact, a small one. Its
+    card, in checkpoints/, says what it has learned, and what it has not."""
     data: str | None = None
     """Data set to evaluate on."""
     split: str = "test"
     """Part of the data set: train, validation or test."""
     protocol: str | None = None
-    """How the data set is split: folds, random or official. Default: as the model was trained."""
+    """How the data set is split: folds, random or official. Default: as in training."""
     fold: int | None = None
     """Fold of the split. Default: the one the model was trained for, so that test means unseen; of another
     protocol, 0."""
     photos: tuple[AnyPath, ...] = ()
-    """Photographs to score, or folders of them (searched to the bottom)."""
+    """Photographs to score, or folders, with all folders in them."""
     refuse_pixels: int | None = None
-    """Photographs of more pixels are skipped. Default: as the model was trained."""
+    """Photographs of more pixels are skipped. Default: as in training."""
     refuse_seconds: float | None = None
-    """Photographs that take more seconds of processor time to decode are skipped. Default: 10, or as the
-    model was trained."""
+    """Photographs that take more seconds of processor time to decode are skipped. Default: as in training,
+    which is 10 if nothing else was asked for."""
     out: Path | None = None
     """JSON file for the figures. Default for --data: in the folder of the checkpoint, metrics.json for
     the test part of the fold trained for, else metrics-SPLIT-foldN.json, with the names of data set and
@@ -61,10 +61,10 @@ class Options:
     data_dir: AnyPath = user_folder() / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, the folder."""
     outside_files: bool = False
-    """Of --data folder: files may lie outside of it, by absolute names, '..' or links."""
+    """With --data folder, files may lie outside of the folder, by absolute names, '..' or links."""
     cache_dir: str = default_cache_dir()
-    """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
-    who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
+    """Folder for compiled programs, also one that several hosts share, or gs://... Whoever can write there
+    can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or a folder that is private to you."""
 
 
 def main(arguments: list[str] | None = None) -> int:

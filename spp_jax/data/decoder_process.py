@@ -74,9 +74,9 @@ def _serve(file: int, shared: int, wish: Wish, decoding: Decoding) -> tuple[dict
     signal.setitimer(signal.ITIMER_PROF, decoding.refuse_seconds)
     try:
         with os.fdopen(file, "rb") as opened:
-            size, picture = answer(opened, wish, decoding)
+            size, picture, told = answer(opened, wish, decoding)
         if picture is None:
-            return {"size": size}, []
+            return {"size": size, "told": told}, []
         if 3 * picture.width * picture.height <= os.fstat(shared).st_size:
             os.lseek(shared, 0, os.SEEK_SET)
             _write(picture, shared)

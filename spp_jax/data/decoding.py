@@ -11,6 +11,7 @@ was opened or decoded elsewhere is taken as it is, in this process.
 """
 
 import contextlib
+import dataclasses
 import os
 import stat
 from collections.abc import Iterator
@@ -20,20 +21,23 @@ import numpy as np
 from PIL import Image
 
 from spp_jax.addresses import is_address, path_at
-from spp_jax.config import Decoding
+from spp_jax.config import ANY_SIZE, Decoding
 from spp_jax.data.decoder_process import anonymous_file
-from spp_jax.data.isolation import isolated
+from spp_jax.data.exif import Facts, facts_of, told
+from spp_jax.data.isolation import Answer, isolated
 from spp_jax.data.pixels import FORMATS, Wish, as_unreadable, finish, upright_size
 from spp_jax.data.unreadable import UnreadableError
 
 __all__ = [
     "FORMATS",
+    "Facts",
     "Photo",
     "UnreadableError",
     "decode",
     "decoded",
     "listed",
     "one_photo",
+    "photo_facts",
     "photo_name",
     "photo_size",
 ]
@@ -83,11 +87,25 @@ def photo_size(photo: Photo, decoding: Decoding = Decoding()) -> tuple[int, int]
         UnreadableError: the header cannot be read, or promises more than ``decoding.refuse_pixels``.
     """
     try:
-        with _read(photo, Wish(pixels=False), decoding) as (size, _):
+        with _read(photo, Wish(pixels=False), decoding) as (size, _, _):
             height, width = size[:2]
     except Exception as error:
         raise _unreadable(error) from None
     return height, width
+
+
+def photo_facts(photo: Photo, decoding: Decoding = Decoding()) -> Facts:  # noqa: B008  # frozen
+    """Size, time, camera and stars, by the header alone; of a raw file, half the sensor's size.
+
+    Nothing is refused for its size, and what cannot be read has no facts. It takes no longer than the
+    policy's ``refuse_seconds``.
+    """
+    limits = dataclasses.replace(ANY_SIZE, refuse_seconds=decoding.refuse_seconds)
+    try:
+        with _read(photo, Wish(pixels=False, facts=True), limits) as (size, _, texts):
+            return facts_of(size, texts)
+    except Exception:  # scoring says what is wrong
+        return Facts()
 
 
 def decode(
@@ -126,7 +144,7 @@ def decoded(photo: Photo, decoding: Decoding, **wish: Any) -> Iterator[np.ndarra
     """As :func:`decode`, but the pixels are lent: they are gone when the context is left."""
     try:
         stack = contextlib.ExitStack()
-        _, pixels = stack.enter_context(_read(photo, Wish(pixels=True, **wish), decoding))
+        _, pixels, _ = stack.enter_context(_read(photo, Wish(pixels=True, **wish), decoding))
     except Exception as error:
         raise _unreadable(error) from None
     with stack:
@@ -135,7 +153,7 @@ def decoded(photo: Photo, decoding: Decoding, **wish: Any) -> Iterator[np.ndarra
 
 
 @contextlib.contextmanager
-def _read(photo: Any, wish: Wish, decoding: Decoding) -> Iterator[tuple[tuple[int, ...], np.ndarray | None]]:
+def _read(photo: Any, wish: Wish, decoding: Decoding) -> Iterator[Answer]:
     if isinstance(photo, np.ndarray):
         photo = _checked_pixels(photo)
         photo = Image.fromarray(photo) if wish.pixels else Image.new("1", photo.shape[1::-1])
@@ -156,16 +174,16 @@ def _read(photo: Any, wish: Wish, decoding: Decoding) -> Iterator[tuple[tuple[in
         yield found
 
 
-def _of_picture(photo: Image.Image, wish: Wish, decoding: Decoding) -> tuple[tuple[int, ...], Any]:
+def _of_picture(photo: Image.Image, wish: Wish, decoding: Decoding) -> Answer:
     """Of one that was opened elsewhere, which stays open."""
     upright_size(photo, decoding)  # before it is loaded, if it was not
     if wish.pixels:
         photo = photo.copy()
     height, width = decoding.scaled(upright_size(photo, decoding)).tolist()
     if not wish.pixels:
-        return (height, width), None
+        return (height, width), None, told(photo) if wish.facts else {}
     picture = finish(photo, wish.size or (height, width), wish, decoding)
-    return (picture.height, picture.width, 3), np.asarray(picture)
+    return (picture.height, picture.width, 3), np.asarray(picture), {}
 
 
 @contextlib.contextmanager

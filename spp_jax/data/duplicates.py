@@ -1,6 +1,7 @@
 """Pictures that are there more than once, under other names: of one group, so on one side of every split."""
 
 import collections
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +16,7 @@ from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import UnreadableError, decode
 from spp_jax.errors import UsageError
 
-__all__ = ["equal_files", "joined", "look_alikes"]
+__all__ = ["alike_pairs", "equal_files", "joined", "look_alikes", "look_of", "needs_imagehash"]
 
 _FORM = 1
 _ALIKE = 6  # of 64 bits of a perceptual hash that may differ
@@ -48,19 +49,37 @@ def look_alikes(paths: Sequence[Path], cache: Path, say: Callable[[str], None]) 
     Raises:
         UsageError: imagehash is not installed.
     """
+    needs_imagehash("--near-duplicates")
+    pairs = alike_pairs(_remembered(paths, cache, look_of, say))
+    roots = joined(range(len(paths)), pairs)
+    return [alike for alike in _sets(enumerate(map(str, roots))) if len(alike) > 1]
+
+
+def needs_imagehash(flag: str) -> None:
+    """Refuse an option that needs imagehash where it is not installed.
+
+    Raises:
+        UsageError: names the extra that has it.
+    """
     try:
         import imagehash  # noqa: F401
     except ModuleNotFoundError:
-        raise UsageError("--near-duplicates needs imagehash: pip install 'spp_jax[duplicates]'") from None
-    found = _remembered(paths, cache, _look, say)
-    places = [place for place, look in enumerate(found) if look]
-    looks = np.array([int(found[place], 16) for place in places], np.uint64)
+        raise UsageError(f"{flag} needs imagehash: pip install 'spp_jax[duplicates]'") from None
+
+
+def alike_pairs(looks: Sequence[str]) -> list[tuple[int, int]]:
+    """Places of two of which at most 6 of the 64 bits differ.
+
+    Args:
+        looks: hashes of 16 hexadecimal digits; an empty one is like none.
+    """
+    places = [place for place, look in enumerate(looks) if look]
+    bits = np.array([int(looks[place], 16) for place in places], np.uint64)
     pairs: list[tuple[int, int]] = []
-    for i in range(len(looks) - 1):
-        near = np.flatnonzero(np.bitwise_count(looks[i + 1 :] ^ looks[i]) <= _ALIKE)
+    for i in range(len(bits) - 1):
+        near = np.flatnonzero(np.bitwise_count(bits[i + 1 :] ^ bits[i]) <= _ALIKE)
         pairs += [(places[i], places[i + 1 + int(j)]) for j in near]
-    roots = joined(range(len(paths)), pairs)
-    return [alike for alike in _sets(enumerate(map(str, roots))) if len(alike) > 1]
+    return pairs
 
 
 def joined(names: Iterable[int], pairs: Iterable[tuple[int, int]]) -> list[int]:
@@ -95,12 +114,21 @@ def _digest(path: Path) -> str:
         return ""
 
 
-def _look(path: Path) -> str:
+def look_of(path: Path, limits: Decoding = _SMALL) -> str:
+    """A picture's ``phash``, by imagehash: 16 hexadecimal digits; empty where it is unreadable.
+
+    Args:
+        path: of the picture, which is decoded small.
+        limits: its ``refuse_pixels`` and ``refuse_seconds`` hold.
+    """
     import imagehash
     from PIL import Image
 
+    small = dataclasses.replace(
+        _SMALL, refuse_pixels=limits.refuse_pixels, refuse_seconds=limits.refuse_seconds
+    )
     try:
-        return str(imagehash.phash(Image.fromarray(decode(path, _SMALL))))
+        return str(imagehash.phash(Image.fromarray(decode(path, small))))
     except UnreadableError:
         return ""
 

@@ -11,7 +11,7 @@ from spp_jax.addresses import files_below, is_address
 from spp_jax.data.pixels import FORMATS, HEIF_BRANDS
 from spp_jax.data.raw import ENDINGS as RAW
 
-__all__ = ["Found", "find_photos"]
+__all__ = ["Found", "find_photos", "picture_endings"]
 
 # Taken also where their plugin is missing: each is then named with the extra that reads it.
 _WITH_PLUGINS = (*RAW, ".heic", ".heif", ".hif", ".avif")
@@ -44,13 +44,18 @@ class Found(NamedTuple):
     example: str
 
 
+def picture_endings() -> set[str]:
+    """How the names of pictures end that are read, some with plugins, in small letters."""
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    return endings | {*_WITH_PLUGINS, *_UNNAMED}
+
+
 def find_photos(paths: Iterable[Path]) -> Found:
     """Files as they are; of folders, searched to the bottom, all whose names end like a picture's.
 
     On a disk also those whose names have no ending, as collections have them, and that begin like a picture.
     """
-    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-    endings |= {*_WITH_PLUGINS, *_UNNAMED}
+    endings = picture_endings()
     photos, skipped, unread = [], {}, collections.Counter()
     passed, example = 0, ""
     for path in paths:

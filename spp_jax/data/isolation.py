@@ -34,9 +34,10 @@ from spp_jax.data.decoder_process import anonymous_file
 from spp_jax.data.pixels import Wish, answer
 from spp_jax.data.unreadable import UnreadableError
 
-Answer: TypeAlias = tuple[tuple[int, ...], np.ndarray | None]
+Answer: TypeAlias = tuple[tuple[int, ...], np.ndarray | None, dict[str, str]]
+"""Size, pixels and what the header told: see `spp_jax.data.pixels.Answer`."""
 
-__all__ = ["isolated"]
+__all__ = ["Answer", "isolated"]
 
 _LOG = logging.getLogger(__name__)
 _LONGEST = 65536  # bytes of a message
@@ -77,7 +78,8 @@ def isolated(file: int, wish: Wish, decoding: Decoding) -> Iterator[Answer]:
         decoding: how.
 
     Yields:
-        The size, and the pixels where they are wanted: uint8, to be used before the context is left.
+        The size, the pixels where they are wanted (uint8, to be used before the context is left), and the
+        header's texts where these are.
 
     Raises:
         UnreadableError: why there are none; also of a file that takes more than its limits.
@@ -87,11 +89,11 @@ def isolated(file: int, wish: Wish, decoding: Decoding) -> Iterator[Answer]:
     decoder = _DECODERS.take()
     if decoder is None:
         with os.fdopen(os.dup(file), "rb") as opened:
-            size, picture = answer(opened, wish, decoding)
-        yield size, None if picture is None else np.asarray(picture)
+            size, picture, told = answer(opened, wish, decoding)
+        yield size, None if picture is None else np.asarray(picture), told or {}
         return
     try:
-        size, pixels = decoder.ask(file, wish, decoding)
+        size, pixels, told = decoder.ask(file, wish, decoding)
     except UnreadableError as error:
         _DECODERS.put(decoder)
         if isinstance(error, _OverLimitsError):
@@ -102,7 +104,7 @@ def isolated(file: int, wish: Wish, decoding: Decoding) -> Iterator[Answer]:
         _DECODERS.put(decoder)
         raise
     try:
-        yield size, pixels
+        yield size, pixels, told
     finally:
         del pixels
         _DECODERS.put(decoder)
@@ -167,8 +169,8 @@ class _Decoder:
         finally:
             theirs.close()
 
-    def ask(self, file: int, wish: Wish, decoding: Decoding) -> tuple[tuple[int, ...], np.ndarray | None]:
-        """The size, and the pixels where they are wanted, which stay until it is asked again.
+    def ask(self, file: int, wish: Wish, decoding: Decoding) -> Answer:
+        """What is wanted; pixels stay until it is asked again.
 
         Raises:
             UnreadableError: the reason that it gave; or it ended over the picture.
@@ -187,13 +189,13 @@ class _Decoder:
             raise (_OverLimitsError if found["over"] else UnreadableError)(found["why"])
         size = tuple(found["size"])
         if not wish.pixels:
-            return size, None
+            return size, None, found.get("told") or {}
         count = math.prod(size)
         if not memory:
-            return size, np.frombuffer(self._shared, np.uint8, count).reshape(size)
+            return size, np.frombuffer(self._shared, np.uint8, count).reshape(size), {}
         with os.fdopen(memory[0]) as large:
             shared = mmap.mmap(large.fileno(), count, prot=mmap.PROT_READ)
-        return size, np.frombuffer(shared, np.uint8).reshape(size)
+        return size, np.frombuffer(shared, np.uint8).reshape(size), {}
 
     @property
     def ended(self) -> bool:

@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageCms
 
 from spp_jax.config import Decoding
 from spp_jax.data import raw
+from spp_jax.data.exif import exif_of, told
 from spp_jax.data.unreadable import UnreadableError
 
 try:  # HEIC and HEIF are read where this plugin is installed (pip install 'spp_jax[heif]')
@@ -27,6 +28,7 @@ __all__ = [
     "FORMATS",
     "HEIF_BRANDS",
     "MEMORY",
+    "Answer",
     "Wish",
     "answer",
     "as_unreadable",
@@ -74,6 +76,7 @@ class Wish(NamedTuple):
         size: the (height, width) at which it is wanted; None: as the policy gives it.
         mirrored: left to right.
         turned: with its axes swapped, after all else.
+        facts: without pixels: what the header tells beside the size.
     """
 
     pixels: bool
@@ -81,10 +84,25 @@ class Wish(NamedTuple):
     size: tuple[int, int] | None = None
     mirrored: bool = False
     turned: bool = False
+    facts: bool = False
 
 
-def answer(file: BinaryIO, wish: Wish, decoding: Decoding) -> tuple[tuple[int, ...], Image.Image | None]:
-    """The size (height, width) of a file's picture, or the shape of its pixels with the RGB picture.
+class Answer(NamedTuple):
+    """What a file gives.
+
+    Attributes:
+        size: (height, width) of its picture, or the shape of its pixels.
+        picture: in RGB, where pixels are wanted.
+        told: texts of its header, where these are wanted; see :func:`spp_jax.data.exif.told`.
+    """
+
+    size: tuple[int, ...]
+    picture: Image.Image | None = None
+    told: dict[str, str] | None = None
+
+
+def answer(file: BinaryIO, wish: Wish, decoding: Decoding) -> Answer:
+    """What is wanted of a file's picture.
 
     Raises:
         UnreadableError: whatever went wrong.
@@ -101,17 +119,21 @@ def answer(file: BinaryIO, wish: Wish, decoding: Decoding) -> tuple[tuple[int, .
             height, width = upright_size(source, decoding)
         height, width = decoding.scaled((height, width)).tolist()
         if not wish.pixels:
-            return (height, width), None
+            return Answer((height, width), told=_told(source, file) if wish.facts else None)
         _check_recorded((height, width), wish)
         wanted = (wish.size[0], wish.size[1]) if wish.size else (height, width)
         if not isinstance(source, Image.Image):
             source = raw.develop(file, wanted)
         picture = finish(source, wanted, wish, decoding)
-        return (picture.height, picture.width, 3), picture
+        return Answer((picture.height, picture.width, 3), picture)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything on odd bytes; none may end a long run
         raise as_unreadable(error) from None
+
+
+def _told(source: Image.Image | BinaryIO, file: BinaryIO) -> dict[str, str]:
+    return told(source) if isinstance(source, Image.Image) else raw.told(file)
 
 
 def _check_recorded(size: tuple[int, int], wish: Wish) -> None:
@@ -258,13 +280,8 @@ def _orientation(picture: Image.Image) -> int:
     """Of the file, by EXIF or, where that says nothing, by XMP; 1 where Pillow turns the picture itself."""
     if picture.format == "TIFF":
         return 1
-    try:  # the base class's: PNG's own decodes the whole picture, looking for EXIF behind the pixels
-        if picture.format in ("AVIF", "HEIF"):  # the file's own turn counts, which is applied or told in EXIF
-            exif = Image.Exif()
-            exif.load(picture.info.get("exif") or b"")
-        else:
-            exif = Image.Image.getexif(picture)
-        return exif.get(ExifTags.Base.Orientation, 1)
+    try:
+        return exif_of(picture).get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF says nothing, whatever Pillow raises over it; the picture stands
         return 1
 

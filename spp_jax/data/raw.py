@@ -6,15 +6,17 @@ holds, the preview is taken: it is what the camera shows, and quick. Else the mo
 camera's white balance, to 8 bits in sRGB.
 """
 
+import contextlib
 import io
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
+from spp_jax.data import exif
 from spp_jax.data.unreadable import UnreadableError
 
-__all__ = ["ENDINGS", "develop", "is_raw", "is_raw_tiff", "raw_size"]
+__all__ = ["ENDINGS", "develop", "is_raw", "is_raw_tiff", "raw_size", "told"]
 
 ENDINGS = (
     *(".3fr", ".ari", ".arw", ".bay", ".cap", ".cr2", ".cr3", ".crw", ".cs1", ".dcr", ".dcs", ".dng"),
@@ -78,6 +80,25 @@ def develop(file: BinaryIO, wanted: tuple[int, int]) -> Image.Image:
             raise _refused(error) from None
     picture = Image.fromarray(pixels)
     return picture if pixels.shape[:2] == (height, width) else picture.resize((width, height))
+
+
+def told(file: BinaryIO) -> dict[str, str]:
+    """Texts as :func:`spp_jax.data.exif.told` gives them: of its own EXIF, its preview's, or by LibRaw."""
+    file.seek(0)
+    try:
+        found = exif.told(Image.open(file, formats=("TIFF",)))
+    except Exception:  # no TIFF, or a broken one
+        found = {}
+    if "taken" in found:
+        return found
+    with _opened(file) as opened:
+        with contextlib.suppress(Exception):  # no preview that tells anything
+            preview = io.BytesIO(bytes(opened.extract_thumb().data))
+            found = exif.told(Image.open(preview, formats=("JPEG",))) | found
+        moment = getattr(getattr(opened, "other", None), "timestamp", None)
+        if "taken" not in found and moment is not None and moment.year > 1970:
+            found["taken"] = moment.strftime("%Y:%m:%d %H:%M:%S")
+    return found
 
 
 def _opened(file: BinaryIO):

@@ -25,6 +25,7 @@ from spp_jax.data.schedule import in_order
 __all__ = ["Features", "features_key", "features_of", "features_program", "keep_features", "kept_features"]
 
 _log = logging.getLogger(__name__)
+_OF_HEAD = ("head=", "rank=")  # options that features do not depend on
 
 
 class Features(NamedTuple):
@@ -109,9 +110,10 @@ def features_of(
 def features_key(config: RunConfig, variables: nnx.State, records: Records, mirrored: bool) -> str:
     """A name for these very features: it differs when weights, policy, network, a picture's id or size do.
 
-    The head's variables do not count: features are what it is given.
+    The head's options and variables do not count: features are what it is given.
     """
-    fields = [config.model, config.model_options, config.levels, config.dtype, str(config.decoding), mirrored]
+    options = [option for option in config.model_options if not option.startswith(_OF_HEAD)]
+    fields = [config.model, options, config.levels, config.dtype, str(config.decoding), mirrored]
     digest = hashlib.sha256(json.dumps([fields, records.ids]).encode())
     digest.update(np.asarray(records.sizes).astype("<i8").tobytes())
     pure = {name: value for name, value in nnx.to_pure_dict(variables).items() if name != "head"}

@@ -1,5 +1,6 @@
 """Scoring: a trained model applied to photographs."""
 
+from spp_jax.scoring.album import Entry, best_first, in_series, ranked
 from spp_jax.scoring.crops import Crop
 from spp_jax.scoring.explanation import BinWinners, Explanation
 from spp_jax.scoring.forward import forward_executables, score_records
@@ -12,11 +13,15 @@ __all__ = [
     "JUDGES",
     "BinWinners",
     "Crop",
+    "Entry",
     "Explanation",
     "Scored",
     "Scorer",
+    "best_first",
     "forward_executables",
+    "in_series",
     "list_shipped",
+    "ranked",
     "score_records",
     "shipped",
 ]
