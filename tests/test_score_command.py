@@ -197,16 +197,16 @@ class TestScoreFile:
         assert [float(row[name]) for name in ("rank (score)", "beauty")] == [0.25, 0.5]
 
     @pytest.mark.parametrize("beside", ["", ".all"])
-    @pytest.mark.parametrize("content", ["[" * 10**5, "[3]", "{}", "null", "my,thesis\n"])
+    @pytest.mark.parametrize("content", ["[" * 10**5, "[3]\n", "{}", "null", "my,thesis\n", "photo,photo\n"])
     def test_whatever_is_there_and_holds_no_scores_stays(self, tmp_path, ending, beside, content):
         out = tmp_path / f"scores.{ending}"
         file = tmp_path / f"{out.name}{beside}"
-        file.write_text(content + "\n")
+        file.write_text(content)
         with pytest.raises(UsageError, match="holds no scores") as refused:
             ScoreFile(out, "a")
         assert str(file) in str(refused.value)
         assert "\n" not in str(refused.value)
-        assert file.read_text() == content + "\n"
+        assert file.read_text() == content
 
     def test_another_file_is_not_overwritten(self, tmp_path, ending):
         out = tmp_path / f"scores.{ending}"

@@ -175,12 +175,14 @@ class ScoreFile:
             if type(rows) is not list:
                 raise ValueError("no list")
             return [self._checked(row) for row in rows]
-        text = text[: text.rfind("\n") + 1]  # what a kill broke off
+        whole = text[: text.rfind("\n") + 1]  # without what a kill broke off
+        if not whole and (self.path.suffix == ".csv" or not text.startswith('{"photo": ')):
+            raise ValueError("no line")
         if self.path.suffix != ".csv":
-            return [self._checked(json.loads(line)) for line in text.splitlines()]
-        if not text:
-            return []
-        head, *rows = csv.reader(io.StringIO(text, newline=""))
+            return [self._checked(json.loads(line)) for line in whole.splitlines()]
+        head, *rows = csv.reader(io.StringIO(whole, newline=""))
+        if len(set(head)) < len(head):
+            raise ValueError("a column twice")
         found: list[dict[str, Any]] = [dict(zip(head, row, strict=True)) for row in rows]
         if not found:
             self._check_columns(head)
