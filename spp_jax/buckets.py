@@ -29,6 +29,7 @@ Counts: TypeAlias = np.ndarray | Sequence[int]
 _FORMAT = 1
 _MOST_PIXELS = 2**31 - 1  # which index of an array a compiler takes
 _CELLS, _PLACES = 96**2, 2**11  # the search's grid has at most this many: its time grows with them
+_TABLES = 256  # of a grid's cells that are kept between two searches for a place: 19 MB at most
 _MORE = 4  # buckets beyond those allowed, from which the search comes down again
 _AUTO = 32  # buckets at most, where the price decides: more save a few hundredths, and are searched for long
 _STEP = 16  # a step of a finite collection costs a 16th of pixels_per_step besides its pixels
@@ -418,6 +419,7 @@ class _Grid:
         self.places = np.stack(np.unravel_index(self._flat, self.shape), axis=1)
         self.weights = np.bincount(where, weights)  # by place
         self.area = functools.reduce(np.multiply.outer, self.sides).astype(np.float64)
+        self._held = functools.lru_cache(_TABLES)(self._count)
 
     def areas(self, box: tuple[int, ...]) -> np.ndarray:
         """What each place pays in a box: its area, or infinity where it does not fit."""
@@ -427,7 +429,8 @@ class _Grid:
         """Where one more box saves most, given what each place pays in those there are: ``[k, places]``.
 
         For all boxes at once: what is saved by the places that pay a certain area so far is their
-        number inside the box, a cumulative sum, times the difference of the areas.
+        number inside the box, a cumulative sum, times the difference of the areas. From one search to
+        the next few boxes have other places, so most of these sums are there.
         """
         home, paid = areas.argmin(axis=0), areas.min(axis=0)
         lost = np.isinf(paid)
@@ -435,17 +438,23 @@ class _Grid:
         inside = tuple(slice(n, None) for n in least)
         area = self.area[inside]
         saved = -self.weights[lost].sum() * area
-        cells = self.area.size
-        held = np.bincount(
-            (home * cells + self._flat)[~lost], self.weights[~lost], minlength=len(areas) * cells
-        ).reshape(len(areas), *self.shape)
-        for axis in range(1, held.ndim):
-            held.cumsum(axis, out=held)
-        for value, number in zip(areas.min(axis=1), held, strict=True):
-            if value < np.inf:
-                saved += np.maximum(value - area, 0) * number[inside]
+        gain = np.empty_like(saved)
+        for number in np.unique(home[~lost]):
+            held = self._held(((home == number) & ~lost).tobytes())
+            np.subtract(areas[number].min(), area, out=gain)
+            np.maximum(gain, 0, out=gain)
+            gain *= held[inside]
+            saved += gain
         corner = np.unravel_index(saved.argmax(), saved.shape)
         return tuple(int(n + c) for n, c in zip(least, corner, strict=True))
+
+    def _count(self, places: bytes) -> np.ndarray:
+        """For each box, how many images of these places (a mask's bytes) it holds."""
+        chosen = np.frombuffer(places, bool)
+        held = np.bincount(self._flat[chosen], self.weights[chosen], self.area.size).reshape(self.shape)
+        for axis in range(held.ndim):
+            held.cumsum(axis, out=held)
+        return held
 
 
 def _some_sides(lengths: np.ndarray, weights: np.ndarray, most: int) -> np.ndarray:
@@ -482,6 +491,15 @@ def _best_shapes(
             best[number] = found
         return better
 
+    @functools.cache  # from a plan that is as it was, the search leads where it led
+    def one_more(boxes: tuple[tuple[int, ...], ...]) -> _Boxes:
+        areas = np.stack([grid.areas(box) for box in boxes])
+        return _settle(grid, [*boxes, grid.best(areas)])
+
+    @functools.cache
+    def one_less(boxes: tuple[tuple[int, ...], ...]) -> _Boxes:
+        return _settle(grid, _without_one(grid, boxes))
+
     improved = True
     while improved:
         improved = False
@@ -491,11 +509,9 @@ def _best_shapes(
                 if fewer - best[number - 1].cost < price * _MORE:  # the last few did not pay
                     highest = number - 1
                     break
-            boxes = best[number - 1].boxes
-            areas = np.stack([grid.areas(box) for box in boxes])
-            improved |= keep(number, _settle(grid, [*boxes, grid.best(areas)]))
+            improved |= keep(number, one_more(best[number - 1].boxes))
         for number in range(highest - 1, 0, -1):
-            improved |= keep(number, _settle(grid, _without_one(grid, best[number + 1].boxes)))
+            improved |= keep(number, one_less(best[number + 1].boxes))
     return {
         number: (
             np.array([[s[n] for s, n in zip(grid.sides, box, strict=True)] for box in boxes.boxes]),

@@ -25,8 +25,9 @@ class Decoding:
 
     Attributes:
         max_pixels: a larger picture is scaled down to at most this many; None: none is.
-        refuse_pixels: a larger picture is refused from its header, before memory is taken for it. Pillow
-            itself refuses twice ``PIL.Image.MAX_IMAGE_PIXELS``.
+        refuse_pixels: a larger picture is refused from its header, before memory is taken for it. The
+            default takes what the largest cameras and telephones give. Pillow itself refuses twice
+            ``PIL.Image.MAX_IMAGE_PIXELS``.
         background: sRGB, 0 to 255, under what is transparent, and around what is padded.
         input: ``full``: the whole picture at its own shape. What fixed-size networks do to it instead, to
             squares of ``input_side``: ``warp``, both axes scaled by themselves; ``crop``, the centre of 7/8
@@ -37,7 +38,7 @@ class Decoding:
     """
 
     max_pixels: int | None = None
-    refuse_pixels: int = 50_000_000
+    refuse_pixels: int = 200_000_000
     background: tuple[int, int, int] = (255, 255, 255)
     input: str = "full"
     input_side: int = 224
@@ -66,6 +67,7 @@ AS_IT_WAS: dict[str, Any] = {}
 """For each field whose default is not what runs did before there was the field: what they did."""
 
 _MOST = 2**62  # of any integer here
+_REFUSED_BEFORE = 50_000_000  # pixels, by default, in versions up to 0.2
 
 ANY_SIZE = Decoding(refuse_pixels=2**62)
 """Refuses no size: for facts about pictures that are kept, whatever a later run refuses."""
@@ -76,71 +78,74 @@ class RunConfig:
     """What decides a training run's result, together with its records."""
 
     recipe: str = "train"
-    """train: by gradient descent. probe: the body stays as it is, and a linear head (--model-options
-    head=linear) is fitted to its features in closed form: seconds, once these are there. finetune: descent
-    from a probe's checkpoint (--init-from), the statistics of batch normalisation held still."""
+    """train: gradient descent. probe: the body stays as it is, and a linear head (--model-options
+    head=linear) is fitted to its features in closed form, in seconds once the features are there.
+    finetune: gradient descent from a probe's checkpoint (--init-from), with the statistics of batch
+    normalisation held still."""
     data: str = "distorted_photos"
     """Data set: a name that spp_jax.data.list_datasets() gives, or file.py:thing of your own."""
     protocol: str = "folds"
-    """How the data set is split: folds (five, each group tested in one), random (ten, 80/10/10 by group),
-    or official, the source's own."""
+    """How the data set is split: folds (five; each group is tested in one), random (ten splits of
+    80/10/10, by group), or official (the source's own)."""
     fold: int = 0
-    """Which of the protocol's splits, from 0."""
+    """Which of the protocol's splits to take, from 0."""
     max_pixels: int | None = None
-    """Larger pictures are scaled down to this many pixels, their aspect ratio kept."""
-    refuse_pixels: int = 50_000_000
-    """Pictures of more pixels are skipped, from their header, before memory is taken for them."""
+    """Larger pictures are scaled down to this many pixels. Their aspect ratio is kept."""
+    refuse_pixels: int = 200_000_000
+    """Pictures of more pixels are skipped, from their header, before memory is taken for them. The largest
+    cameras give 151 million, telephones 200."""
     refuse_seconds: float = 10.0
-    """Pictures that take longer to decode are skipped: seconds of processor time. None takes over 1 GB."""
+    """Pictures that take more seconds of processor time to decode are skipped. None may take over 1 GB."""
     near_duplicates: bool = False
-    """Of --data folder: pictures that look alike (by a perceptual hash) are of one group, and so never on
-    both sides of a split. Equal files always are."""
+    """With --data folder, pictures that look alike, by a perceptual hash, are of one group, and so never
+    on both sides of a split. Equal files always are of one group."""
     min_side: int = 1
-    """Pictures with a shorter side are skipped; the model may ask for more."""
+    """Pictures with a side of fewer pixels are skipped. The model may ask for more."""
     background: tuple[int, int, int] = (255, 255, 255)
-    """sRGB, 0 to 255, under transparent pictures."""
+    """Colour under transparent pictures: sRGB, 0 to 255."""
     input: str = "full"
-    """full: whole pictures, at their own shapes. To compare with, what fixed-size networks take, squares:
-    warp (scaled to one), crop (the centre of one) or pad (scaled, aspect ratio kept, inside one)."""
+    """full: whole pictures, at their own shapes. The others are squares, as networks of a fixed size take
+    them, to compare with: warp (scaled to a square), crop (the centre), or pad (scaled, and laid into a
+    square)."""
     input_side: int = 224
-    """Pixels of these squares."""
+    """Side of these squares, in pixels."""
     max_failed: float = 0.1
-    """A run stops when more than this share of all pictures had to be skipped."""
+    """A run stops when more than this share of all pictures is skipped."""
     model: str = "compact"
     """Network: a name that spp_jax.list_models() gives, or file.py:function or package.module:function of
     your own."""
     model_options: tuple[str, ...] = ()
-    """Options of the network's own, each NAME=VALUE, as its function documents them: hidden=32
+    """Options of the network itself, each NAME=VALUE, as its function documents them, such as hidden=32
     widths=(16,32)."""
     levels: tuple[int, ...] = (1, 2, 4)
     """The pyramid: bins per side, level by level."""
     reduce: tuple[str, ...] = ()
-    """What is done to the cells of a bin: max, mean, deviation and others, or file.py:thing of your own; each
-    gives its own features. None given: the network's own."""
+    """What is done to the cells of a bin: max, mean, deviation and others, or file.py:thing of your own.
+    Each one gives its own features. Default: the network's own."""
     rule: str = "adaptive"
-    """Where the bins lie, as spp_jax.pooling.bins describes: adaptive is the paper's and torch's."""
+    """Where the bins lie: adaptive (the paper's and torch's), partition, rounded or sliding."""
     epochs: int = 30
     """Passes over the training part."""
     steps: int | None = None
-    """Stop after this many steps instead; the learning rate's schedule ends there too."""
+    """Stop after this many steps instead. The learning rate's schedule ends there, too."""
     buckets: int | Literal["auto"] = "auto"
     """At most this many padded shapes, and so at most this many compilations of the step. auto: as many as
-    pay for their compilation within the run: few for a short run, many for a long one."""
+    pay for their compilation within the run, so few for a short run and many for a long one."""
     pixels_per_step: int = 300_000
-    """Padded pixels of a batch, over all devices. Bounds memory and evens out the steps."""
+    """Padded pixels of a batch, over all devices. This bounds memory and evens out the steps."""
     batch_multiple: int = 1
-    """Batch sizes are multiples of this: give the number of devices, and none has idle rows."""
+    """Batch sizes are multiples of this. With the number of devices, none has idle rows."""
     shape_multiple: int = 8
     """Sides of the padded shapes are multiples of this many pixels."""
     both_orientations: bool = True
-    """Portraits go through the programs compiled for landscapes, turned: fewer shapes for less padding.
-    Exact; needs a network whose windows and levels are square."""
+    """Portraits go, turned, through the programs that are compiled for landscapes: fewer shapes, and less
+    padding. This is exact. It needs a network whose windows and levels are square."""
     dtype: str = "float32"
     """What the network computes in: float32, bfloat16 or float64 (with jax_enable_x64). Parameters,
     statistics, logits and losses stay float32 or wider."""
     remat: bool = False
     """Keep for the backward pass only what goes from one stage of the network to the next, and work out the
-    rest again: less memory, more time; for large pictures in deep networks. Not on a CPU, whose compiler
+    rest again. This takes less memory and more time, for large pictures in deep networks. A CPU's compiler
     keeps everything all the same."""
     loss: str = "cross_entropy"
     """What is trained for: cross_entropy (the score, taken for the probability of being good), good (binary
@@ -148,10 +153,11 @@ class RunConfig:
     bradley_terry (which picture of a pair people prefer), file.py:thing of your own, or the sum of several,
     such as cross_entropy+bradley_terry."""
     labels: tuple[str, ...] = ()
-    """What is judged, an output of the network for each: columns of the data set, such as beauty; score is
-    the data set's own. A picture may lack some. Default: its score alone."""
+    """Columns of the data set that are judged, such as beauty; the network has an output for each. score
+    is the data set's own. A picture may lack some. Default: its score alone."""
     huber_delta: float = 0.1
-    """Of --loss huber: the error, in scores, from which it grows linearly and no longer by its square."""
+    """With --loss huber, the error in scores from which the loss grows linearly and no longer by its
+    square."""
     optimizer: str = "adamw"
     """adamw, or sgd with momentum."""
     learning_rate: float = 1e-3
@@ -161,24 +167,25 @@ class RunConfig:
     weight_decay: float = 0.05
     """Decoupled weight decay, per update, times the learning rate."""
     momentum: float = 0.9
-    """Of --optimizer sgd."""
+    """With --optimizer sgd."""
     beta1: float = 0.9
-    """Of --optimizer adamw: decay of the mean of the gradients."""
+    """With --optimizer adamw, decay of the mean of the gradients."""
     beta2: float = 0.999
-    """Of --optimizer adamw: decay of the mean of their squares."""
+    """With --optimizer adamw, decay of the mean of their squares."""
     clip_norm: float = 1.0
     """Gradients are scaled down to this global norm."""
     accumulate: int = 1
-    """Parameters are updated once in so many steps, by the mean of their gradients."""
+    """Parameters are updated once in this many steps, by the mean of their gradients."""
     ema: float | None = None
-    """Judge by an average of the parameters over steps that decays by this factor, such as .999."""
+    """Judge by an average of the parameters over the steps, which decays by this factor, such as .999."""
     freeze: tuple[str, ...] = ()
-    """Parameters that stay as they are: patterns of their paths, such as 'body/*'. The statistics of batch
-    normalisation are no parameters: they go on."""
+    """Parameters that stay as they are, by patterns of their paths, such as 'body/*'. The statistics of batch
+    normalisation are not parameters, and go on."""
     flip: bool = True
     """Mirror half of the training pictures, anew in every epoch."""
     scales: tuple[float, ...] = (1.0,)
-    """Sizes at which a training picture is seen, of its own, epoch by epoch in turns (SPP-net, 2.3)."""
+    """Sizes at which a training picture is seen, as shares of its own, epoch by epoch in turns (SPP-net,
+    2.3)."""
     init_from: str | None = None
     """Begin with the variables of this run's latest checkpoint, with torchvision's weights for the model
     (a .pth or .safetensors file), where path and shape are the same, or with imagenet: the weights of
@@ -186,10 +193,13 @@ class RunConfig:
     body_rate: float = 1.0
     """The learning rate of all that lies before the head, as a share of the head's."""
     refit: bool = False
-    """Of --recipe probe: fit the head of the checkpoint anew on all parts; figures stay those of the one
-    that was fitted on the training part."""
+    """With --recipe probe, fit the head of the checkpoint anew on all parts. The figures stay those of the
+    head that was fitted on the training part."""
+    bits: int = 24
+    """With --recipe probe, how many significant bits the checkpoint's parameters keep, of float32's 24. With
+    12, which is about float16's precision, it takes a third less on the disk."""
     seed: int = 0
-    """Of parameters, order and mirroring."""
+    """Seed of parameters, order and mirroring."""
     save_every: int = 200
     """Steps between checkpoints."""
     save_minutes: float | None = None
@@ -227,6 +237,7 @@ class RunConfig:
         self._require("scales", sound, "one or more numbers above 0, at most 4")
         self._require("background", all(0 <= c <= 255 for c in self.background), "three numbers, 0 to 255")
         self._require("max_failed", 0 <= self.max_failed <= 1, "in [0, 1]")
+        self._require("bits", 2 <= self.bits <= 24, "2 to 24")
         self._require("seed", 0 <= self.seed < 2**32, "at least 0 and below 2**32")
         self._require("levels", max(self.levels) <= 64, "at most 64 bins a side")
         for name, known in (
@@ -266,6 +277,17 @@ class RunConfig:
             self.input_side,
             self.refuse_seconds,
         )
+
+    def for_scoring(self) -> "RunConfig":
+        """The configuration for judging photographs that need not be of the run's collection.
+
+        A judge that sees photographs scaled down is not bound by what earlier versions refused by default in
+        training: how large they were costs it nothing once they are decoded.
+        """
+        scaled = self.max_pixels is not None or self.input != "full"
+        if scaled and self.refuse_pixels == _REFUSED_BEFORE:
+            return dataclasses.replace(self, refuse_pixels=Decoding.refuse_pixels)
+        return self
 
     @property
     def bucketing(self) -> dict[str, Any]:

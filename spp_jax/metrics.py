@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import scipy.stats
 
 __all__ = ["Agreement", "PairAgreement", "agreement", "merit", "pair_agreement"]
 
@@ -221,6 +220,8 @@ def _mean(parts: dict[str, Agreement], count: int) -> Agreement:
 
 def _of_one(scores: np.ndarray, labels: np.ndarray, good: np.ndarray) -> Agreement | None:
     """The figures of one attribute; None where no picture has both."""
+    import scipy.stats  # a second that who only scores need not wait
+
     scored = ~np.isnan(scores) & ~np.isnan(labels)
     if not scored.any():
         return None

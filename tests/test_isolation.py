@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import struct
 import subprocess
 import sys
 import textwrap
@@ -91,6 +92,72 @@ def test_sizes_are_read_within_the_same_limits(tmp_path):
     photo = sparse(tmp_path / "a.jpg", b"\xff\xd8\xff\0")
     with pytest.raises(UnreadableError, match=r"takes more than 0\.2 seconds"):
         photo_size(photo, Decoding(refuse_seconds=0.2))
+
+
+def test_what_was_over_its_limits_is_not_tried_again_until_it_is_another(tmp_path):
+    photo = sparse(tmp_path / "a.jpg", b"\xff\xd8\xff\0")
+    decoding = Decoding(refuse_seconds=0.3)
+    reasons, spent = [], []
+    for function in (photo_size, decode, photo_size):
+        before = os.times()
+        with pytest.raises(UnreadableError) as caught:
+            function(photo, decoding)
+        reasons.append(str(caught.value))
+        spent.append(os.times().children_user - before.children_user)  # of decoders that ended
+    assert reasons == 3 * [reasons[0]]
+    assert spent[0] >= 0.2
+    assert spent[1:] == [0, 0]
+    photo.write_bytes(png(PIXELS))
+    np.testing.assert_array_equal(decode(photo, decoding), PIXELS)
+
+
+def test_a_file_whose_decoder_was_ended_by_others_is_tried_again(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(PIXELS))
+    decode(tmp_path / "a.png")
+    for decoder in isolation._DECODERS._free:
+        os.kill(decoder._process.pid, signal.SIGKILL)
+    time.sleep(0.1)
+    for _ in range(len(isolation._DECODERS._free)):
+        with pytest.raises(UnreadableError, match="takes more memory"):
+            decode(tmp_path / "a.png")
+    np.testing.assert_array_equal(decode(tmp_path / "a.png"), PIXELS)
+
+
+def large_jpeg(width: int, height: int) -> bytes:
+    """A grey JPEG of colours, sampled as cameras do it, without what it takes to encode that many pixels."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), (128, 128, 128)).save(file, "JPEG", subsampling=2)
+    head = file.getvalue()
+    start = head.index(b"\xff\xc0")  # the frame: its height and width are 5 bytes behind
+    head = head[: start + 5] + struct.pack(">HH", height, width) + head[start + 9 :]
+    scan = head.index(b"\xff\xda")
+    scan += 2 + int.from_bytes(head[scan + 2 : scan + 4], "big")
+    units = -(-width // 16) * -(-height // 16)
+    return head[:scan] + b"\x28\xa2\x8a\x00" * units + b"\xff\xd9"  # six blocks without any difference
+
+
+CAMERAS = {  # the largest of their kinds: width, height
+    "Canon 5DS R": (8688, 5792),
+    "Sony A7R IV": (9504, 6336),
+    "Fujifilm GFX 100": (11648, 8736),
+    "Phase One IQ4": (14204, 10652),
+    "Samsung HP1": (16320, 12240),
+}
+
+
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_the_photographs_of_the_largest_cameras_are_read_by_default(camera):
+    width, height = CAMERAS[camera]
+    pixels = decode(large_jpeg(width, height), Decoding(max_pixels=270_000))
+    assert pixels.shape[0] * pixels.shape[1] <= 270_000
+    np.testing.assert_array_equal(pixels, 128)
+
+
+@pytest.mark.slow
+def test_all_pixels_of_a_large_photograph_are_within_the_memory_or_it_is_named():
+    assert (decode(large_jpeg(11648, 8736)) == 128).all()
+    with pytest.raises(UnreadableError, match="takes more than 1 GB of memory to read"):
+        decode(large_jpeg(16320, 12240))
 
 
 def test_a_file_that_takes_too_much_memory_is_named():

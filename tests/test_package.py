@@ -29,6 +29,15 @@ def test_using_the_op_loads_neither_data_sets_nor_checkpoints_nor_pictures():
         assert f"'{name}'" not in loaded
 
 
+def test_the_command_that_scores_loads_nothing_that_scoring_does_not_use():
+    """It would be what a person waits for each time."""
+    listed = "import sys, spp_jax.cli.score; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", listed], capture_output=True, text=True, check=True).stdout
+    others = ("scipy", "matplotlib", "tensorflow_datasets", "pandas", "pyarrow", "ray", "skimage", "torch")
+    for name in others:
+        assert f"'{name}'" not in loaded
+
+
 def test_every_public_name_is_there_and_says_what_it_is():
     for name in spp_jax.__all__:
         documented = inspect.getdoc(getattr(spp_jax, name))

@@ -1,5 +1,4 @@
 import itertools
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +13,7 @@ from spp_jax import Scorer, create_model, plan_buckets
 from spp_jax.compilation import data_mesh, replicated, use_compilation_cache
 from spp_jax.config import Decoding, RunConfig
 from spp_jax.data.decoding import decode
-from spp_jax.scoring import forward_executables, score_records, shipped
+from spp_jax.scoring import forward_executables, programs, score_records, shipped
 from spp_jax.scoring.ladder import Ladder, choose, grid_sides
 from spp_jax.scoring.programs import executables_folder
 from spp_jax.testing import assert_no_compilations, count_compilations
@@ -200,47 +199,57 @@ def test_accelerators_get_full_batches_and_at_most_two_row_counts(model, monkeyp
         assert len({n for s, n in rows if s == shape}) <= 2
 
 
-def test_judges_of_one_architecture_do_not_spoil_each_others_programs(tmp_path, monkeypatch):
-    """They have one program. What JAX's cache gave of it XLA writes again as something that cannot run."""
+@pytest.fixture
+def cache(tmp_path):
+    """A cache folder of its own, where everything is kept."""
     names = [f"jax_{name}" for name in ("compilation_cache_dir", *(f"persistent_cache_{n}" for n in LIMITS))]
     before = {name: jax.config.values[name] for name in names}
     use_compilation_cache(tmp_path)
-    try:
-        photos, found = [RECORDS.photo(i) for i in range(3)], []
-        for key in ("one judge", "another", "another"):
-            scorer = Scorer.from_checkpoint(shipped("compact"))
-            monkeypatch.setattr(scorer._programs, "_key", key)
-            found.append(scorer.score(photos))
-            np.testing.assert_allclose(found[-1], found[0], rtol=1e-6)  # in other rungs perhaps
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
+    yield tmp_path
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
-def test_a_second_process_traces_and_compiles_nothing(tmp_path, monkeypatch):
+def test_judges_of_one_architecture_do_not_spoil_each_others_programs(cache, monkeypatch):
+    """They have one program. What JAX's cache gave of it XLA writes again as something that cannot run."""
+    photos, found = [RECORDS.photo(i) for i in range(3)], []
+    for key in ("one judge", "another", "another"):
+        scorer = Scorer.from_checkpoint(shipped("compact"))
+        monkeypatch.setattr(scorer._programs, "_key", key)
+        found.append(scorer.score(photos))
+        np.testing.assert_allclose(found[-1], found[0], rtol=1e-6)  # in other rungs perhaps
+
+
+def test_a_second_process_traces_and_compiles_nothing(cache):
     checkpoint = shipped("compact")
-    kept = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    try:
-        photos = [RECORDS.photo(i) for i in range(10)]
-        expected = Scorer.from_checkpoint(checkpoint).score(photos)
-        folder = executables_folder()
-        assert folder is not None
-        assert len(list(folder.rglob("*.executable"))) == 1
-        scorer = Scorer.from_checkpoint(checkpoint)
+    photos = [RECORDS.photo(i) for i in range(10)]
+    expected = Scorer.from_checkpoint(checkpoint).score(photos)
+    folder = executables_folder()
+    assert folder is not None
+    assert len(list(folder.rglob("*.executable"))) == 1
+    scorer = Scorer.from_checkpoint(checkpoint)
+    with assert_no_compilations():
+        found = scorer.score(photos)
+        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_allclose(scorer.score(photos[:1]), expected[:1], rtol=1e-6)
+    for path in folder.rglob("*.executable"):
+        path.write_bytes(path.read_bytes()[:1000])
+    np.testing.assert_allclose(Scorer.from_checkpoint(checkpoint).score(photos), expected, rtol=1e-6)
+    with assert_no_compilations():  # the damaged one was replaced
+        Scorer.from_checkpoint(checkpoint).score(photos)
+    cache.chmod(0o777)
+    assert executables_folder() is None  # what others may write is not run
+
+
+def test_programs_are_kept_after_an_upgrade_as_before_it(cache, monkeypatch):
+    """What JAX's cache holds of the version before cannot be kept, and would be traced at every start."""
+    photos = [RECORDS.photo(0)]
+    for version in ("1", "2"):
+        monkeypatch.setattr(programs, "code_digest", lambda version=version: version)
+        Scorer.from_checkpoint(shipped("compact")).score(photos)
         with assert_no_compilations():
-            found = scorer.score(photos)
-            np.testing.assert_array_equal(found, expected)
-            np.testing.assert_allclose(scorer.score(photos[:1]), expected[:1], rtol=1e-6)
-        for path in folder.rglob("*.executable"):
-            path.write_bytes(path.read_bytes()[:1000])
-        np.testing.assert_allclose(Scorer.from_checkpoint(checkpoint).score(photos), expected, rtol=1e-6)
-        tmp_path.chmod(0o777)
-        assert executables_folder() is None  # what others may write is not run
-    finally:
-        jax.config.update("jax_compilation_cache_dir", kept)
-        shutil.rmtree(tmp_path)
+            Scorer.from_checkpoint(shipped("compact")).score(photos)
 
 
 class TestLadder:

@@ -1,8 +1,9 @@
-"""The wheel in an empty environment, as somebody has it who never saw the checkout."""
+"""What a release would be: built, checked, and installed in an empty environment, without the checkout."""
 
 import shutil
 import subprocess
 import sys
+import tarfile
 import venv
 from pathlib import Path
 
@@ -16,19 +17,41 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    """The installed `spp-jax`."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    if subprocess.run([*pip, "--version"], capture_output=True).returncode:
-        pytest.skip("this environment has no pip")
+def distributions(tmp_path_factory):
+    """The source distribution, and the wheel that was built from it."""
+    pytest.importorskip("build", reason="the extra 'release' is not installed")
+    folder = tmp_path_factory.mktemp("dist")
     built = subprocess.run(
-        [*pip, "wheel", "--no-deps", "--wheel-dir", folder, ROOT], capture_output=True, text=True
+        [sys.executable, "-m", "build", "--outdir", folder, ROOT], capture_output=True, text=True
     )
-    if "hatchling" in built.stderr and "No matching distribution" in built.stderr:
+    said = built.stdout + built.stderr
+    if "hatchling" in said and "No matching distribution" in said:
         pytest.skip("the package index cannot be reached")
-    assert built.returncode == 0, built.stderr
-    (wheel,) = folder.glob("spp_jax-*.whl")
+    assert built.returncode == 0, said
+    (source,), (wheel,) = folder.glob("spp_jax-*.tar.gz"), folder.glob("spp_jax-*.whl")
+    return source, wheel
+
+
+def test_an_index_would_take_them_and_show_the_readme(distributions):
+    pytest.importorskip("twine", reason="the extra 'release' is not installed")
+    checked = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *distributions], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_source_carries_all_that_its_tests_and_pages_need(distributions):
+    with tarfile.open(distributions[0]) as source:
+        names = {name.partition("/")[2] for name in source.getnames()}
+    for needed in ("pyproject.toml", "LICENSE", "mkdocs.yml", "docs/index.md", "docs/drawings/bins.svg"):
+        assert needed in names, needed
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").glob("*.py")} <= names
+
+
+@pytest.fixture(scope="module")
+def program(distributions, tmp_path_factory):
+    """The installed `spp-jax`."""
+    folder, (_, wheel) = tmp_path_factory.mktemp("wheel"), distributions
     assert wheel.stat().st_size < 25 * 2**20
     venv.create(folder / "env", with_pip=True)
     python = folder / "env" / "bin" / "python"

@@ -20,30 +20,30 @@ __all__ = ["main"]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Find the part of a photograph that is judged best, and write it: quality, profile and EXIF are kept.
+    """Find the part of a photograph that is judged best, and write it. Quality, profile and EXIF are kept.
 
-    Exit status: 0 done; 1 failed, as where the photograph cannot be read; 2 wrong use.
+    Exit status: 0 done; 1 failed, for example because the photograph cannot be read; 2 wrong use.
     """
 
     photo: tyro.conf.Positional[AnyPath]
     """The photograph. It is left as it is."""
     aspect: tuple[str, ...] = ()
-    """Shapes, width:height, such as 4:5. Default: the photograph's own."""
+    """Shapes of the crops, width:height, such as 4:5. Default: the photograph's own."""
     count: int = 1
-    """How many crops are said; the best is written."""
+    """How many crops are printed. The best one is written."""
     out: Path | None = None
-    """File for the best crop: .jpg, .png, .tif or .webp. Default: only what is said."""
+    """File for the best crop: .jpg, .png, .tif or .webp. Default: no file, only what is printed."""
     checkpoint: AnyPath | None = None
-    """Folder of a run: the --out of spp-jax train. Default: the judge that ships and --judge names."""
+    """Folder of a run, the --out of spp-jax train. Default: the judge that --judge names."""
     judge: str = DEFAULT
-    """The judge that ships: quality, beauty, all (both), or compact, a small one."""
+    """A judge that ships: quality, beauty, all (both of them), or compact, a small one."""
     attribute: str | None = None
-    """Which of the things judged is to be best. Default: the first."""
+    """What is to be best, of what the judge judges, such as beauty. Default: the first."""
     overwrite: bool = False
-    """Replace --out where it is there."""
+    """Replace the file --out if it is there."""
     cache_dir: str = default_cache_dir()
-    """Where compiled programs are kept: a folder, or gs://... Trusted. Default:
-    $JAX_COMPILATION_CACHE_DIR, or private to you."""
+    """Folder for compiled programs, or gs://... Whoever can write there can run programs as you. Default:
+    $JAX_COMPILATION_CACHE_DIR, or a folder that is private to you."""
 
 
 def main(arguments: list[str] | None = None) -> int:

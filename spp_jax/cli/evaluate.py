@@ -10,8 +10,9 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
+from spp_jax.addresses import writing
 from spp_jax.cli.arguments import AnyPath
-from spp_jax.cli.program import DONE, SKIPPED, run_program
+from spp_jax.cli.program import DONE, FAILED, SKIPPED, run_program
 from spp_jax.cli.scored import limited, score_paths, tell_passed
 from spp_jax.compilation import default_cache_dir, use_compilation_cache, user_folder
 from spp_jax.data import load_dataset
@@ -28,31 +29,31 @@ _log = logging.getLogger(__name__)
 class Options:
     """Apply a trained judge: to a split of a data set (--data), or to photographs (--photos).
 
-    Exit status: 0 done; 1 failed; 2 wrong use; 3 done, with photographs skipped (each named on standard
-    error).
+    Exit status: 0 done; 1 failed; 2 wrong use; 3 done, and photographs were skipped (each is named on
+    standard error).
     """
 
     checkpoint: AnyPath | None = None
-    """Folder of a run: the --out of train.py. Default: the judge that ships and --judge names."""
+    """Folder of a run, the --out of train.py. Default: the judge that --judge names."""
     judge: str = DEFAULT
-    """The judge that ships: quality, beauty, all (both, in one pass), or compact, a small one. Its card, in
-    checkpoints/, says what it learned and what not."""
+    """A judge that ships: quality, beauty, all (both of them, in one pass), or compact, a small one. Its
+    card, in checkpoints/, says what it has learned, and what it has not."""
     data: str | None = None
     """Data set to evaluate on."""
     split: str = "test"
     """Part of the data set: train, validation or test."""
     protocol: str | None = None
-    """How the data set is split: folds, random or official. Default: as the model was trained."""
+    """How the data set is split: folds, random or official. Default: as in training."""
     fold: int | None = None
     """Fold of the split. Default: the one the model was trained for, so that test means unseen; of another
     protocol, 0."""
     photos: tuple[AnyPath, ...] = ()
-    """Photographs to score, or folders of them (searched to the bottom)."""
+    """Photographs to score, or folders, with all folders in them."""
     refuse_pixels: int | None = None
-    """Photographs of more pixels are skipped. Default: as the model was trained."""
+    """Photographs of more pixels are skipped. Default: as in training."""
     refuse_seconds: float | None = None
-    """Photographs that take more seconds of processor time to decode are skipped. Default: 10, or as the
-    model was trained."""
+    """Photographs that take more seconds of processor time to decode are skipped. Default: as in training,
+    which is 10 if nothing else was asked for."""
     out: Path | None = None
     """JSON file for the figures. Default for --data: in the folder of the checkpoint, metrics.json for
     the test part of the fold trained for, else metrics-SPLIT-foldN.json, with the names of data set and
@@ -60,10 +61,10 @@ class Options:
     data_dir: AnyPath = user_folder() / "data"
     """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, the folder."""
     outside_files: bool = False
-    """Of --data folder: files may lie outside of it, by absolute names, '..' or links."""
+    """With --data folder, files may lie outside of the folder, by absolute names, '..' or links."""
     cache_dir: str = default_cache_dir()
-    """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
-    who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
+    """Folder for compiled programs, also one that several hosts share, or gs://... Whoever can write there
+    can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or a folder that is private to you."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,11 +131,12 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     out = options.out or (options.checkpoint or Path()) / name  # of a judge that ships, where one works
     status = _name_skipped(skipped)
     try:  # before anything is printed, which nobody may read any more
-        out.write_text(json.dumps(described, indent=2) + "\n")
+        with writing(out):
+            out.write_text(json.dumps(described, indent=2) + "\n")
     except OSError as error:
-        if options.out:
-            raise
-        _log.warning(f"the figures are not kept: {error} (--out says where)")
+        said = f"the figures are not kept: {error}"
+        _log.warning(said if options.out else f"{said} (--out says where)")
+        status = FAILED if options.out else status
     print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
     print(result.table())
     return status
@@ -161,7 +163,8 @@ def _score_photos(scorer: Scorer, options: Options) -> int:
     status = score_paths(scorer, found.photos, keep, skipped=found.skipped)
     if options.out:
         described = {str(photo): scores[str(photo)] for photo in found.photos}
-        options.out.write_text(json.dumps(described, indent=2) + "\n")
+        with writing(options.out):
+            options.out.write_text(json.dumps(described, indent=2) + "\n")
     return status
 
 

@@ -21,27 +21,27 @@ __all__ = ["main"]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Say why a photograph has its score: where it is good, which spots won, and how its parts add up.
+    """Explain a photograph's score: where it is good, which spots won, and how its parts add up.
 
-    Exit status: 0 done; 1 failed, as where the photograph cannot be read; 2 wrong use.
+    Exit status: 0 done; 1 failed, for example because the photograph cannot be read; 2 wrong use.
     """
 
     photo: tyro.conf.Positional[AnyPath]
     """The photograph."""
     out: Path | None = None
-    """PNG to draw: the photograph, its parts' scores, the winning spots, the parts of the score. Or .npz:
-    the arrays map, parts and parts_names. Default: only what is said."""
+    """PNG to draw: the photograph, the scores of its parts, the winning spots, and the parts of the score. Or
+    .npz, for the arrays map, parts and parts_names. Default: no file, only what is printed."""
     checkpoint: AnyPath | None = None
-    """Folder of a run: the --out of spp-jax train. Default: the judge that ships and --judge names."""
+    """Folder of a run, the --out of spp-jax train. Default: the judge that --judge names."""
     judge: str = DEFAULT
-    """The judge that ships: quality, beauty, all (both), or compact, a small one."""
+    """A judge that ships: quality, beauty, all (both of them), or compact, a small one."""
     attribute: str | None = None
-    """Which of the things judged is explained. Default: the first."""
+    """What to explain, of what the judge judges, such as beauty. Default: the first."""
     overwrite: bool = False
-    """Replace --out where it is there."""
+    """Replace the file --out if it is there."""
     cache_dir: str = default_cache_dir()
-    """Where compiled programs are kept: a folder, or gs://... Trusted. Default:
-    $JAX_COMPILATION_CACHE_DIR, or private to you."""
+    """Folder for compiled programs, or gs://... Whoever can write there can run programs as you. Default:
+    $JAX_COMPILATION_CACHE_DIR, or a folder that is private to you."""
 
 
 def main(arguments: list[str] | None = None) -> int:

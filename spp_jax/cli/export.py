@@ -26,14 +26,14 @@ class Options:
     """
 
     out: Path
-    """Folder to write; it must not be there yet."""
+    """Folder to write. It must not be there yet."""
     checkpoint: AnyPath | None = None
-    """Folder of a run: the --out of spp-jax train. Default: the judge that ships."""
+    """Folder of a run, the --out of spp-jax train. Default: the judge quality, which ships."""
     shapes: tuple[str, ...] = ()
     """Shapes of the programs, such as 600x800 (height x width). Default: those that usual photographs take,
     after the checkpoint's --max-pixels."""
     platforms: tuple[str, ...] = PLATFORMS
-    """What the programs are for: cpu, cuda, tpu, rocm."""
+    """Devices that the programs are for: cpu, cuda, tpu, rocm."""
 
 
 def main(arguments: list[str] | None = None) -> int:

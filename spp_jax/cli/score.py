@@ -12,6 +12,7 @@ import tyro
 from spp_jax.addresses import is_address
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.gathering import Gathering, name_below
+from spp_jax.cli.page import without_own, write_gallery
 from spp_jax.cli.placing import copy_into, link_into
 from spp_jax.cli.program import DONE, SKIPPED, run_program
 from spp_jax.cli.score_file import ScoreFile
@@ -22,7 +23,8 @@ from spp_jax.data.duplicates import needs_imagehash
 from spp_jax.data.finding import find_photos
 from spp_jax.errors import UsageError
 from spp_jax.names import printable, some
-from spp_jax.scoring import DEFAULT, Entry, Scored, Scorer, best_first
+from spp_jax.scoring import DEFAULT, Entry, Scored, Scorer, best_first, in_series
+from spp_jax.scoring.gallery import BEST, SCORES, Gallery
 
 __all__ = ["main"]
 
@@ -75,6 +77,18 @@ class Stars:
 
 
 @dataclasses.dataclass(frozen=True)
+class Page:
+    """A page to look at them all."""
+
+    gallery: AnyPath | None = None
+    """Folder for a page of all photographs: index.html, which a browser opens, and thumbnails. It is made, or
+    is empty, or a gallery already. Run it again, and it goes on; without --out, it keeps the scores, too."""
+    explain_best: int = BEST
+    """With --gallery: how many photographs, the best ones, are shown with map, winners and crops. Each takes
+    a few times as long as its score. 0: none."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Options:
     """Score photographs, or folders of them. Each score is printed as soon as it is known.
 
@@ -102,6 +116,7 @@ class Options:
     scored again by the same judge."""
     choice: Annotated[Choice, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Choice)
     rating: Annotated[Stars, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Stars)
+    page: Annotated[Page, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Page)
     programs: int = 16
     """How many compiled programs are held in memory, at most."""
     dry_run: bool = False
@@ -136,6 +151,8 @@ def _check(options: Options) -> None:
         raise UsageError(f"programs must be at least 1, not {options.programs}", "programs")
     if choice.top is not None and choice.top < 1:
         raise UsageError(f"top must be at least 1, not {choice.top}", "top")
+    if options.page.explain_best < 0:
+        raise UsageError(f"explain_best must be at least 0, not {options.page.explain_best}", "explain_best")
     check_thresholds(options.rating.stars)
     for flag, folder in (("--copy-best", choice.copy_best), ("--link-best", choice.link_best)):
         if folder is None:
@@ -153,10 +170,12 @@ def _check(options: Options) -> None:
 
 
 def _score(options: Options) -> int:
-    choice = options.choice
+    choice, gallery = options.choice, options.page.gallery and Gallery(options.page.gallery)
     found = find_photos(options.photos)
     tell_passed(found)
     photos = list(dict.fromkeys(found.photos))
+    if gallery:
+        photos = without_own(photos, gallery)
     for folder in (choice.copy_best, choice.link_best):
         ours = [photo for photo in photos if folder and _inside(photo, folder)]
         if ours:
@@ -175,24 +194,48 @@ def _score(options: Options) -> int:
         return DONE
     names = [name_below(photo, options.photos) for photo in photos]
     at_once = not (choice.sort or choice.top is not None or choice.best_of_series)
+    out = options.out or (gallery and gallery.begin() / SCORES)
     with contextlib.ExitStack() as stack:
         file = None
-        if options.out:
-            only_best = choice.top is not None
-            file = ScoreFile(options.out, scorer.digest, scorer.attributes, only_best=only_best)
+        if out:
+            only_best = bool(options.out) and choice.top is not None
+            file = ScoreFile(out, scorer.digest, scorer.attributes, only_best=only_best)
             stack.enter_context(file)
         gathering = stack.enter_context(Gathering(photos, names, scorer.config.decoding, file))
         kept = [Scored(e.place, e.scores, e.reason) for e in gathering.kept]
-        status = score_paths(scorer, photos, gathering.keep, kept, found.skipped, at_once=at_once)
+        watch = gallery.watch(scorer, photos) if gallery else None
+        status = score_paths(
+            scorer, photos, gathering.keep, kept, found.skipped, at_once=at_once, watch=watch
+        )
         entries = gathering.entries(by)
         if choice.best_of_series:
             entries = gathering.in_series(entries, choice.burst_seconds, by, look_alikes=choice.look_alikes)
         best = _best(entries, choice)
         if file is not None:
-            file.finish(best_first(entries) if choice.sort else entries, best)
+            file.finish(best_first(entries) if choice.sort else entries, best if options.out else None)
+    if gallery:
+        _show(gallery, scorer, entries, options, by)
     if not at_once:
         say_entries(best, scorer.attributes)
     return max(status, _use(best, options, by))
+
+
+def _show(gallery: Gallery, scorer: Scorer, entries: list[Entry], options: Options, by: int) -> None:
+    """Write the page: of all, their bursts together where no series were asked for."""
+    choice = options.choice
+    if not choice.best_of_series:
+        entries = in_series(entries, choice.burst_seconds, by, look_alikes=False)
+    judge = str(options.checkpoint or f"the judge {options.judge}")
+    given = options.photos[0].absolute().name if len(options.photos) == 1 else ""
+    write_gallery(
+        gallery,
+        scorer,
+        entries,
+        by=by,
+        best=options.page.explain_best,
+        judge=judge,
+        title=given or "Photographs by score",
+    )
 
 
 def _column(scorer: Scorer, attribute: str | None) -> int:

@@ -32,42 +32,43 @@ _log = logging.getLogger(__name__)
 class Options:
     """Train a judge of photographs on whole pictures, at their own shapes.
 
-    Exit status: 0 done; 1 failed; 2 wrong use; 3 done, with photographs skipped (each named on standard
-    error); 75 interrupted, state saved: run again with --resume.
+    Exit status: 0 done; 1 failed; 2 wrong use; 3 done, and photographs were skipped (each is named on
+    standard error); 75 interrupted and saved: run it again with --resume.
     """
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = dataclasses.field(default_factory=RunConfig)
     out: AnyPath | None = None
     """Folder of the run, on a disk or at gs://... Default: checkpoints/DATA-MODEL-foldN."""
     resume: bool = False
-    """Go on from the latest checkpoint in --out, with the configuration saved there; where there is none yet,
-    begin. So one command line serves the start and every restart."""
+    """Go on from the latest checkpoint in --out, with the configuration that is saved there. Where there is
+    none yet, begin. So one command line serves the start and every restart."""
     dry_run: bool = False
     """Print the buckets, the batches and the memory they take, and stop."""
     plan: Path | None = None
     """Take buckets and batch sizes from this file, the buckets.json of another run, instead of planning
     them: --buckets, --pixels-per-step, --batch-multiple and --shape-multiple then decide nothing."""
     data_dir: AnyPath = user_folder() / "data"
-    """Where prepared data sets are kept, and downloads put, in manual/NAME; of --data folder, your folder."""
+    """Folder for prepared data sets; put downloads into manual/NAME in it. With --data folder, your
+    folder."""
     outside_files: bool = False
-    """Of --data folder: files may lie outside of it, by absolute names, '..' or links."""
+    """With --data folder, files may lie outside of the folder, by absolute names, '..' or links."""
     cache_dir: str = default_cache_dir()
-    """Where compiled programs are kept: a folder, also one that several hosts share, or gs://... Trusted:
-    who can write there can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or private to you."""
+    """Folder for compiled programs, also one that several hosts share, or gs://... Whoever can write there
+    can run programs as you. Default: $JAX_COMPILATION_CACHE_DIR, or a folder that is private to you."""
     keep_mib: int = 1024
-    """Decode a picture once, and not anew in every epoch, where those of training and validation take no
-    more memory than this, decoded; at --scales 1 alone. 0: never. The result is the same."""
+    """Memory, in MiB, for decoded pictures. Where those of training and validation fit, each is decoded
+    once and not in every epoch (with --scales 1 only). 0: never. The result is the same."""
     features_dir: Path = FEATURES
-    """Of --recipe probe: where features of pictures are kept, by network, policy and collection."""
+    """With --recipe probe, folder in which features of pictures are kept for the next probe."""
     fsdp: int | None = None
-    """Divide every parameter of at least so many numbers, and what the optimiser keeps of it, among the
-    devices: for networks whose heads do not fit one."""
+    """Divide every parameter of at least this many numbers, and what the optimiser keeps of it, among the
+    devices: for networks whose heads do not fit on one."""
     profile: int = 0
-    """Trace so many steps, once the first ten are done, into profile/ in --out (TensorBoard shows it)."""
+    """Trace this many steps after the first ten, into profile/ in --out. TensorBoard shows it."""
     distributed: bool = False
-    """This is one of several processes of the run that JAX finds by itself: TPU pods, Slurm, Open MPI."""
+    """This is one of several processes of a run that JAX finds by itself: on TPU pods, Slurm, Open MPI."""
     coordinator: str | None = None
-    """One of several processes elsewhere: HOST:PORT of process 0; with --processes and --process-id."""
+    """Elsewhere: HOST:PORT of process 0. Give --processes and --process-id as well."""
     processes: int | None = None
     """How many processes the run has, each with the same number of devices."""
     process_id: int | None = None

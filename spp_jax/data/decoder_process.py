@@ -4,7 +4,9 @@ It imports Pillow and NumPy, and what further a file needs, but nothing of JAX.
 """
 
 import contextlib
+import errno
 import json
+import mmap
 import os
 import resource
 import signal
@@ -79,15 +81,33 @@ def _serve(file: int, shared: int, wish: Wish, decoding: Decoding) -> tuple[dict
             os.lseek(shared, 0, os.SEEK_SET)
             _write(picture, shared)
             return {"size": size}, []
-        large = anonymous_file("pixels")
-        _write(picture, large)
-        return {"size": size}, [large]
+        return {"size": size}, [_file_of(picture)]
     except UnreadableError as error:
-        return {"why": str(error)[:2000]}, []
+        return {"why": str(error)[:2000], "over": False}, []
     except MemoryError:
-        return {"why": f"takes more than {MEMORY / 1e9:g} GB of memory to read"}, []
+        return {"why": f"takes more than {MEMORY / 1e9:g} GB of memory to read", "over": True}, []
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _file_of(picture: Image.Image) -> int:
+    """A descriptor of a file in memory with the pixels; which counts as memory of ours.
+
+    Raises:
+        MemoryError: it is more than is left.
+    """
+    count = 3 * picture.width * picture.height
+    large = anonymous_file("pixels")
+    try:
+        os.ftruncate(large, count)
+        with mmap.mmap(large, count):  # only so that the limit holds for both: the other side has it next
+            _write(picture, large)
+    except OSError as error:
+        os.close(large)
+        if error.errno != errno.ENOMEM:
+            raise
+        raise MemoryError from None
+    return large
 
 
 def _write(picture: Image.Image, file: int) -> None:

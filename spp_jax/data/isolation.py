@@ -25,7 +25,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -84,6 +84,8 @@ def isolated(file: int, wish: Wish, decoding: Decoding) -> Iterator[Answer]:
     Raises:
         UnreadableError: why there are none; also of a file that takes more than its limits.
     """
+    if why := _known(file, wish, decoding):
+        raise UnreadableError(why)
     decoder = _DECODERS.take()
     if decoder is None:
         with os.fdopen(os.dup(file), "rb") as opened:
@@ -92,8 +94,10 @@ def isolated(file: int, wish: Wish, decoding: Decoding) -> Iterator[Answer]:
         return
     try:
         size, pixels, told = decoder.ask(file, wish, decoding)
-    except UnreadableError:
+    except UnreadableError as error:
         _DECODERS.put(decoder)
+        if isinstance(error, _OverLimitsError):
+            _remember(file, wish, decoding, str(error))
         raise
     except BaseException:  # such as Ctrl-C: the next one would be given this one's reply
         decoder.end()
@@ -104,6 +108,34 @@ def isolated(file: int, wish: Wish, decoding: Decoding) -> Iterator[Answer]:
     finally:
         del pixels
         _DECODERS.put(decoder)
+
+
+class _OverLimitsError(UnreadableError):
+    """It takes more than its limits: to try again would cost as much."""
+
+
+_OVER: dict[tuple, str] = {}
+"""What was over its limits, by what it was; a file is asked for its size, for its pixels, and each epoch."""
+_REMEMBERED = 1000
+
+
+def _asked(file: int, decoding: Decoding, *wish: Any) -> tuple:
+    about = os.fstat(file)
+    return (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, decoding, *wish)
+
+
+def _known(file: int, wish: Wish, decoding: Decoding) -> str | None:
+    if not _OVER:
+        return None
+    size = _OVER.get(_asked(file, decoding, False, None))  # whose size takes too long, its pixels do
+    return size or _OVER.get(_asked(file, decoding, wish.pixels, wish.size))
+
+
+def _remember(file: int, wish: Wish, decoding: Decoding, why: str) -> None:
+    with contextlib.suppress(KeyError, RuntimeError):  # another thread did it
+        while len(_OVER) >= _REMEMBERED:
+            del _OVER[next(iter(_OVER))]
+    _OVER[_asked(file, decoding, wish.pixels, wish.size)] = why
 
 
 class _Decoder:
@@ -151,10 +183,10 @@ class _Decoder:
             reply, memory = b"", []
         if not reply:
             self.end()
-            raise UnreadableError(_why_ended(self._process.returncode, decoding))
+            raise _ended(self._process.returncode, decoding)
         found = json.loads(reply)
         if "why" in found:
-            raise UnreadableError(found["why"])
+            raise (_OverLimitsError if found["over"] else UnreadableError)(found["why"])
         size = tuple(found["size"])
         if not wish.pixels:
             return size, None, found.get("told") or {}
@@ -189,12 +221,14 @@ class _Decoder:
         self._memory = -1
 
 
-def _why_ended(status: int, decoding: Decoding) -> str:
+def _ended(status: int, decoding: Decoding) -> UnreadableError:
     if status in (-signal.SIGPROF, -signal.SIGXCPU):
-        return f"takes more than {decoding.refuse_seconds:g} seconds of processor time to read"
+        return _OverLimitsError(
+            f"takes more than {decoding.refuse_seconds:g} seconds of processor time to read"
+        )
     if status == -signal.SIGKILL:
-        return "takes more memory to read than there is"
-    return f"is damaged, or made to harm: its decoder broke down (status {status})"
+        return UnreadableError("takes more memory to read than there is")
+    return UnreadableError(f"is damaged, or made to harm: its decoder broke down (status {status})")
 
 
 class _Decoders:

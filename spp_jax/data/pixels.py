@@ -26,6 +26,7 @@ else:
 
 __all__ = [
     "FORMATS",
+    "HEIF_BRANDS",
     "MEMORY",
     "Answer",
     "Wish",
@@ -219,7 +220,9 @@ _LOOKS = (  # what is not read, and what to say of it: offset, bytes
     (0, b"gimp xcf", "is a GIMP file, which is not read: export it"),
     (0, b"#?RADIANCE", "is Radiance HDR, which is not read: convert it"),
 )
-_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+HEIF_BRANDS = (*_HEIC_BRANDS, b"avif", b"avis", b"crx ")
+"""What stands after ``ftyp`` in pictures of the HEIF family, and in Canon's raw files."""
 
 
 def _unknown(start: bytes) -> str:
@@ -532,6 +535,8 @@ def as_unreadable(error: Exception) -> UnreadableError:
     """Any error of a decoder, in one line."""
     if isinstance(error, UnreadableError):
         return error
+    if isinstance(error, OSError) and "broken data stream" in str(error):  # OpenJPEG's of both
+        return UnreadableError(f"is damaged, or takes more than {MEMORY / 1e9:g} GB of memory to read")
     if isinstance(error, Image.UnidentifiedImageError):
         return UnreadableError(_unknown(b""))
     return UnreadableError(" ".join(f"{type(error).__name__}: {error}".split()))

@@ -10,8 +10,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from spp_jax.buckets import Bucket, BucketPlan
 
@@ -83,6 +81,9 @@ class Schedule:
         scaled = [at_scale(sizes, scale, smallest) for scale in scales]
         turn = np.random.default_rng(seed).integers(0, len(scales), len(sizes))
         if pairs is not None:  # pictures that are compared, also by way of others, are seen at one scale
+            from scipy.sparse import coo_array
+            from scipy.sparse.csgraph import connected_components
+
             links = (np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1]))
             graph = coo_array(links, shape=(len(sizes), len(sizes)))
             turn = turn[connected_components(graph, directed=False)[1]]

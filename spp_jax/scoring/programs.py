@@ -18,6 +18,7 @@ import pickle
 import stat
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,7 +70,7 @@ class Programs:
             key: says all that the function follows from, besides this package's code; None: it is not known,
                 and nothing is kept but what JAX's own cache keeps.
         """
-        self._jitted, self._arguments, self._most = jax.jit(function), arguments, most
+        self._function, self._arguments, self._most = function, arguments, most
         self._made: collections.OrderedDict[Bucket, concurrent.futures.Future] = collections.OrderedDict()
         self._lock = threading.Lock()
         self._tracing = threading.Lock()
@@ -156,15 +157,31 @@ class Programs:
         call = self._read(bucket, arguments)
         compiled = call is None
         if call is None:
-            with self._tracing:
-                lowered = self._jitted.lower(*arguments)
-            _listen()
-            _thread.hit = False
-            call = compile_lowered(lowered, bucket)
+            call, known = self._compile(
+                bucket, arguments, "" if self._folder is None else self._folder.name[:12]
+            )
+            if known and self._folder is not None:  # the executable was deleted or damaged
+                call, _ = self._compile(bucket, arguments, uuid.uuid4().hex[:12])
             self.compiled += 1
-            if not _thread.hit:  # what came from JAX's cache XLA cannot write again so that it runs
-                self._keep(bucket, call)
+            self._keep(bucket, call)
         return Program(call, time.perf_counter() - start, compiled)
+
+    def _compile(self, bucket: Bucket, arguments: tuple, mark: str) -> tuple[Any, bool]:
+        """The executable, and whether JAX's cache knew it.
+
+        XLA cannot write again so that it runs what that cache gave. With a mark of its own in the program's
+        name it does not answer with what another judge of the same network, or an earlier version of this
+        code, left there: else nothing would be kept, and every start would trace.
+        """
+        function = self._function
+        if mark:
+            function = functools.wraps(function)(lambda *arguments: self._function(*arguments))
+            function.__name__ += f"_{mark}"
+        with self._tracing:
+            lowered = jax.jit(function).lower(*arguments)
+        _listen()
+        _thread.hit = False
+        return compile_lowered(lowered, bucket), _thread.hit
 
     def _path(self, bucket: Bucket) -> Path | None:
         if self._folder is None:
@@ -192,6 +209,7 @@ class Programs:
             return None
 
     def _keep(self, bucket: Bucket, call: Any) -> None:
+        """Write an executable that XLA compiled in this process."""
         path = self._path(bucket)
         if path is None:
             return
@@ -279,8 +297,12 @@ def _write(path: Path, data: bytes) -> None:
     """Whole or not at all, also where several processes write it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    part.write_bytes(data)
-    os.replace(part, path)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError:  # a disk that is full is not to be filled further
+        part.unlink(missing_ok=True)
+        raise
 
 
 def make_all(programs: Programs, buckets: Iterable[Bucket]) -> list[Program]:
