@@ -58,9 +58,8 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
                 output.pop("execution_count", None)
                 if output.output_type == "execute_result":
                     output.execution_count = None
-                output.metadata = nbformat.NotebookNode() if "metadata" in output else None
-                if output.metadata is None:
-                    del output["metadata"]
+                if "metadata" in output:
+                    output.metadata = nbformat.NotebookNode()
     return notebook
 
 
