@@ -2,6 +2,7 @@
 
 import collections
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,14 @@ from spp_jax.errors import UsageError
 
 __all__ = ["equal_files", "joined", "look_alikes"]
 
+_log = logging.getLogger(__name__)
+
 _FORM = 1
 _ALIKE = 6  # of 64 bits of a perceptual hash that may differ
 _SMALL = Decoding(max_pixels=128 * 128)
 
 
-def equal_files(paths: Sequence[Path], cache: Path, say: Callable[[str], None]) -> list[list[int]]:
+def equal_files(paths: Sequence[Path], cache: Path) -> list[list[int]]:
     """Sets of files, on a disk, that hold the same bytes; each by the places of its members, in order.
 
     Only files of equal length are read; what was found is kept in ``cache`` by name, length and date.
@@ -35,11 +38,11 @@ def equal_files(paths: Sequence[Path], cache: Path, say: Callable[[str], None]) 
         except (OSError, ValueError):  # scanning says so
             continue
     places = [place for alike in sizes.values() if len(alike) > 1 for place in alike]
-    digests = _remembered([paths[place] for place in places], cache, _digest, say)
+    digests = _remembered([paths[place] for place in places], cache, _digest)
     return _sets(zip(places, digests, strict=True))
 
 
-def look_alikes(paths: Sequence[Path], cache: Path, say: Callable[[str], None]) -> list[list[int]]:
+def look_alikes(paths: Sequence[Path], cache: Path) -> list[list[int]]:
     """Sets of pictures that look alike: at most 6 of the 64 bits of their perceptual hashes differ.
 
     The hash is imagehash's ``phash``: the signs of the picture's lowest frequencies. It bears another size,
@@ -52,7 +55,7 @@ def look_alikes(paths: Sequence[Path], cache: Path, say: Callable[[str], None]) 
         import imagehash  # noqa: F401
     except ModuleNotFoundError:
         raise UsageError("--near-duplicates needs imagehash: pip install 'spp_jax[duplicates]'") from None
-    found = _remembered(paths, cache, _look, say)
+    found = _remembered(paths, cache, _look)
     places = [place for place, look in enumerate(found) if look]
     looks = np.array([int(found[place], 16) for place in places], np.uint64)
     pairs: list[tuple[int, int]] = []
@@ -105,9 +108,7 @@ def _look(path: Path) -> str:
         return ""
 
 
-def _remembered(
-    paths: Sequence[Path], cache: Path, find: Callable[[Path], str], say: Callable[[str], None]
-) -> list[str]:
+def _remembered(paths: Sequence[Path], cache: Path, find: Callable[[Path], str]) -> list[str]:
     """What ``find`` gives for each file, which need not be read again while it stays as it is."""
     kept = read_columns(cache, _FORM) or {"name": [], "about": np.zeros((0, 2)), "found": []}
     rows = zip(*(np.asarray(kept[name]).tolist() for name in ("name", "about", "found")), strict=True)
@@ -132,5 +133,5 @@ def _remembered(
         try:
             write_columns(cache, _FORM, columns)
         except OSError as error:
-            say(f"which files are equal is not kept for the next start: {error}")
+            _log.warning(f"which files are equal is not kept for the next start: {error}")
     return [text for _, text in pairs]

@@ -11,10 +11,11 @@ judging croppers, and no label here.
 """
 
 import csv
+import logging
 import math
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +35,8 @@ from spp_jax.names import printable, some
 _DECIMAL_COMMA = re.compile(r"(-?\d*),(\d+)\Z")
 
 __all__ = ["Row", "load_folder", "read_table"]
+
+_log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -59,7 +62,6 @@ class Row(NamedTuple):
 def load_folder(
     folder: Path,
     decoding: Decoding,
-    say: Callable[[str], None],
     *,
     outside_files: bool = False,
     near_duplicates: bool = False,
@@ -67,12 +69,11 @@ def load_folder(
     """The records of a folder, ordered by file, and the reason for each picture that cannot be read (size 0).
 
     Equal files are of one group, whatever the table says of their groups; that and contradictions between
-    their labels are said.
+    their labels are logged.
 
     Args:
         folder: with the table.
         decoding: how pictures become pixels.
-        say: told in a line what the user should know.
         outside_files: whether files may lie outside of the folder, by absolute names, ``..`` or links.
         near_duplicates: whether pictures that look alike are of one group, too.
 
@@ -85,7 +86,7 @@ def load_folder(
         compared = _pairs_on_disk(compared, folder, outside_files)
     rows = read_table(table, required=(), outside_files=outside_files) if table else []
     if table and not is_address(folder):
-        rows = _as_on_disk(rows, table, outside_files, say)
+        rows = _as_on_disk(rows, table, outside_files)
     else:
         rows = [row._replace(file=row.file.strip()) for row in rows]
     listed = {row.file for row in rows}
@@ -96,11 +97,11 @@ def load_folder(
     ]
     rows.sort(key=lambda row: row.file)
     paths = [folder / row.file for row in rows]
-    sizes, reasons = scan_sizes(paths, decoding, folder / ".spp_jax-sizes.npz", say)
+    sizes, reasons = scan_sizes(paths, decoding, folder / ".spp_jax-sizes.npz")
     scores = np.array([row.score for row in rows], np.float32)
-    equal = equal_files(paths, folder / ".spp_jax-equal.npz", say)
-    _tell_equal(rows, equal, (table or folder).name, say)
-    alike = look_alikes(paths, folder / ".spp_jax-alike.npz", say) if near_duplicates else []
+    equal = equal_files(paths, folder / ".spp_jax-equal.npz")
+    _tell_equal(rows, equal, (table or folder).name)
+    alike = look_alikes(paths, folder / ".spp_jax-alike.npz") if near_duplicates else []
     labels = _further_labels(rows)
     if table:
         _check_labelled(table, rows, [scores, *labels.values()], compared)
@@ -124,7 +125,7 @@ def load_folder(
     return with_pairs(records, sizes, compared, unread) if pairs else (records, unread)
 
 
-def _as_on_disk(rows: list[Row], table: Path, outside_files: bool, say: Callable[[str], None]) -> list[Row]:
+def _as_on_disk(rows: list[Row], table: Path, outside_files: bool) -> list[Row]:
     """The rows with each file called as it is on the disk."""
     disk, found, seen, others = NamesOnDisk(table.parent), [], {}, {}
     for row in rows:
@@ -144,7 +145,7 @@ def _as_on_disk(rows: list[Row], table: Path, outside_files: bool, say: Callable
         seen[name] = row.line
         found.append(row._replace(file=name, group=name if row.group == row.file else row.group))
     if others:
-        say(f"names of the table that are other ones on the disk: {len(others)}; {some(others, 1)}")
+        _log.info(f"names of the table that are other ones on the disk: {len(others)}; {some(others, 1)}")
     return found
 
 
@@ -165,16 +166,16 @@ def _pairs_on_disk(compared: list[Comparison], folder: Path, outside_files: bool
     ]
 
 
-def _tell_equal(rows: list[Row], equal: list[list[int]], table: str, say: Callable[[str], None]) -> None:
+def _tell_equal(rows: list[Row], equal: list[list[int]], table: str) -> None:
     if not equal:
         return
     count = sum(map(len, equal))
-    say(f"{count} pictures are copies, of {len(equal)} different; copies are of one group")
+    _log.info(f"{count} pictures are copies, of {len(equal)} different; copies are of one group")
     for what, key in (("scores", "score"), ("parts of the official split", "split")):
         apart = [places for places in equal if len({getattr(rows[i], key) for i in places}) > 1]
         if apart:
             first = [(f"{rows[i].file} (line {rows[i].line})", str(getattr(rows[i], key))) for i in apart[0]]
-            say(f"{table}: {len(apart)} of these files have several {what}: {some(first)}")
+            _log.warning(f"{table}: {len(apart)} of these files have several {what}: {some(first)}")
 
 
 def _groups(rows: list[Row], sets: list[list[int]]) -> tuple[str, ...]:
