@@ -253,6 +253,21 @@ def torch_epoch(records: Records, epochs: int) -> float:
     return float(np.median(times[1:]))
 
 
+def tell_buckets(bench: Bench, steps: dict[Bucket, list[tuple[float, float]]]) -> list[dict]:
+    """A line for each, of the seconds and true pixels of its steps; the same as figures."""
+    device_peak = peak()
+    print(f"{'bucket':>22s} {'ms a step':>10s} {'true Mpx/s':>11s} {'GFLOP/s':>9s} {'of peak':>8s}")
+    rows = []
+    for bucket, times in steps.items():
+        seconds = float(np.median([took for took, _ in times]))
+        true = sum(p for _, p in times) / sum(took for took, _ in times) / 1e6
+        speed = operations(bench.step[bucket].call) / seconds
+        share = f"{speed / device_peak:.1%}" if device_peak else "unknown"
+        print(f"{bucket!s:>22s} {seconds * 1e3:10.1f} {true:11.2f} {speed / 1e9:9.1f} {share:>8s}")
+        rows.append({"bucket": str(bucket), "seconds": seconds, "true Mpx/s": true, "FLOP/s": speed})
+    return rows
+
+
 def main() -> None:
     options = tyro.cli(Options)
     use_compilation_cache(default_cache_dir())
@@ -275,22 +290,13 @@ def main() -> None:
             steps.setdefault(bucket, []).extend(times)
     count, pixels = len(bench.records), float(bench.records.sizes.prod(axis=1).sum())
     epoch, ready, alone, idle = (float(np.median(times)) for times in (whole, decoded, device, loop))
-    device_peak = peak()
     print(
         f"compact, {options.dtype}; {bench.mesh.size} {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     )
     print(
         f"{count} pictures, {bench.steps} steps an epoch, {bench.schedule.waste:.1%} of the pixels padding\n"
     )
-    print(f"{'bucket':>22s} {'ms a step':>10s} {'true Mpx/s':>11s} {'GFLOP/s':>9s} {'of peak':>8s}")
-    rows = []
-    for bucket, times in steps.items():
-        seconds = float(np.median([took for took, _ in times]))
-        true = sum(p for _, p in times) / sum(took for took, _ in times) / 1e6
-        speed = operations(bench.step[bucket].call) / seconds
-        share = f"{speed / device_peak:.1%}" if device_peak else "unknown"
-        print(f"{bucket!s:>22s} {seconds * 1e3:10.1f} {true:11.2f} {speed / 1e9:9.1f} {share:>8s}")
-        rows.append({"bucket": str(bucket), "seconds": seconds, "true Mpx/s": true, "FLOP/s": speed})
+    rows = tell_buckets(bench, steps)
     print(f"\nan epoch {epoch:.2f} s: {count / epoch:.1f} images/s, {pixels / epoch / 1e6:.2f} true Mpx/s")
     print(
         f"waiting for data {max(epoch - ready, 0) / epoch:.1%} of it; Python, transfers and metrics take "

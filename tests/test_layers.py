@@ -65,12 +65,7 @@ def depthwise(**options):
     ids=lambda layer: type(layer).__name__ if isinstance(layer, nnx.Module) else None,
 )
 def test_on_a_padded_batch_gives_what_it_gives_on_each_image_alone(layer):
-    images = [np.random.default_rng(n).normal(size=(*size, 3)) for n, size in enumerate(SIZES)]
-    alone = lone_tensors(layer, images)
-    for outside in OUTSIDE:
-        errors = relative_errors(padded_tensors(layer, images, outside=outside), alone)
-        assert all(error <= 1e-9 for error in errors.values()), (outside, errors)
-        assert errors["input gradient outside the images"] == 0
+    assert_padding_exact(layer, SIZES, outside=OUTSIDE, both_orientations=False)
 
 
 @pytest.mark.parametrize(
