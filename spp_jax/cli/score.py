@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import jax
 import tyro
 
 from spp_jax.addresses import is_address
@@ -93,12 +95,17 @@ class Options:
     """Photographs that take more seconds of processor time to decode are skipped. Default: as in training,
     which is 10 if nothing else was asked for."""
     out: Path | None = None
-    """File for the scores: .csv, .jsonl (one a line) or .json, with rank, percentile, size, time taken and
-    series. Each score is written as soon as it is known, so nothing is lost when the command is killed; what
-    follows from all of them is filled in at the end. Run it again with the same file: photographs that it
-    holds, by length and time of change, are not scored again by the same judge."""
+    """File for the scores: .csv, .jsonl (one a line), .json or .parquet, with rank, percentile, size, time
+    taken and series. Each score is written as soon as it is known, so nothing is lost when the command is
+    killed; what follows from all of them is filled in at the end. Run it again with the same file:
+    photographs that it holds, by length and time of change, are not scored again by the same judge."""
     choice: Annotated[Choice, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Choice)
     rating: Annotated[Stars, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Stars)
+    engine: Literal["local", "ray"] = "local"
+    """Who scores: this machine, or the workers of a Ray cluster (RAY_ADDRESS names it; without one, workers
+    on this machine). Paths and checkpoint must be where every worker finds them."""
+    workers: int | None = None
+    """Of --engine ray: so many. Default: one a GPU of the cluster, or a machine."""
     programs: int = 16
     """How many compiled programs are held in memory, at most."""
     dry_run: bool = False
@@ -117,6 +124,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError("give photographs, or folders of them")
         _check(options)
         use_compilation_cache(options.cache_dir)
+        if options.engine == "ray":
+            jax.config.update("jax_platforms", "cpu")  # a device here is a worker's
         return _score(options)
 
     return run_program("spp-jax score", Options, work)
@@ -131,6 +140,8 @@ def _check(options: Options) -> None:
     choice = options.choice
     if options.programs < 1:
         raise UsageError(f"programs must be at least 1, not {options.programs}", "programs")
+    if options.workers is not None and options.engine != "ray":
+        raise UsageError(f"workers={options.workers} is for --engine ray", "workers")
     if choice.top is not None and choice.top < 1:
         raise UsageError(f"top must be at least 1, not {choice.top}", "top")
     check_thresholds(options.rating.stars)
@@ -180,7 +191,9 @@ def _score(options: Options) -> int:
             stack.enter_context(file)
         gathering = stack.enter_context(Gathering(photos, names, scorer.config.decoding, file))
         kept = [Scored(e.place, e.scores, e.reason) for e in gathering.kept]
-        status = score_paths(scorer, photos, gathering.keep, kept, found.skipped, at_once=at_once)
+        status = score_paths(
+            _judges(options, scorer), photos, gathering.keep, kept, found.skipped, at_once=at_once
+        )
         entries = gathering.entries(by)
         if choice.best_of_series:
             entries = gathering.in_series(entries, choice.burst_seconds, by, look_alikes=choice.look_alikes)
@@ -190,6 +203,22 @@ def _score(options: Options) -> int:
     if not at_once:
         say_entries(best, scorer.attributes)
     return max(status, _use(best, options, by))
+
+
+def _judges(options: Options, scorer: Scorer) -> Any:
+    """Who scores, of the same attributes: the scorer, or workers with one each."""
+    if options.engine == "local":
+        return scorer
+    from spp_jax.scoring.on_ray import Judge, RayScorer
+
+    judge = Judge(
+        checkpoint=None if options.checkpoint is None else os.fspath(options.checkpoint),
+        name=options.judge,
+        programs=options.programs,
+        limits={name: getattr(scorer.config, name) for name in ("refuse_pixels", "refuse_seconds")},
+        cache_dir=options.cache_dir,
+    )
+    return RayScorer(judge, workers=options.workers, scorer=scorer)
 
 
 def _column(scorer: Scorer, attribute: str | None) -> int:
