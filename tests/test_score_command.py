@@ -259,7 +259,9 @@ class TestCommand:
         arguments = [str(photos[0].parent), "--judge", "compact", "--out", str(out)]
         arguments += ["--cache-dir", str(tmp_path / "cache")]
         assert score.main([*arguments, "--dry-run"]) == 0
-        assert "to be compiled" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "to be compiled" in told
+        assert "what a compilation takes was not measured here yet" in told
         assert not out.exists()
         assert score.main(arguments) == 3
         first = capsys.readouterr()
@@ -269,6 +271,8 @@ class TestCommand:
         assert sum(bool(value) for value in found.values()) == 6
         assert score.main(arguments) == 3
         assert sorted(capsys.readouterr().out.splitlines()) == sorted(first.out.splitlines())
+        assert score.main([*arguments, "--dry-run"]) == 0
+        assert "a compilation takes" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("arguments", "said"),
