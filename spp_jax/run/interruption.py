@@ -74,6 +74,6 @@ class Interruption:
         if self._came:
             raise KeyboardInterrupt
         self._came = True
-        _log.warning("stopping; once more stops at once, saving nothing")
+        _log.warning("stopping, and saving first; a second signal stops at once and saves nothing")
         if self._at_once:
             raise StoppedError
