@@ -142,6 +142,7 @@ def _leave(status: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
+        jax.distributed.shutdown()  # of several hosts: else the others take this one for lost
         os._exit(status)
 
 
@@ -166,7 +167,8 @@ class _Shown(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if jax.process_index() == 0:
-            tqdm.write(in_flags(record.getMessage(), self._flags), file=sys.stderr)
+            said = in_flags(record.getMessage(), self._flags)
+            tqdm.write("\n".join(map(printable, said.split("\n"))), file=sys.stderr)
 
 
 def _interrupted_by_sigterm() -> Any:
