@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import tyro
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import ExifTags, Image, ImageEnhance, ImageFilter
 
 from spp_jax import Scorer
 from spp_jax.cli import score as score_command
@@ -172,7 +172,7 @@ def free_photos(folder: Path) -> None:
     for number, name in enumerate(_FREE):
         picture = Image.fromarray(getattr(skimage.data, name)()).convert("RGB")
         exif = picture.getexif()
-        exif[0x0132] = f"2024:05:{number + 1:02} 12:00:00"
+        exif.get_ifd(ExifTags.IFD.Exif)[0x9003] = f"2024:05:{number + 1:02} 12:00:00"
         picture.save(folder / f"{name}.jpg", quality=92, exif=exif)
         if name == "coffee":
             spoilt = (
@@ -180,7 +180,7 @@ def free_photos(folder: Path) -> None:
                 ImageEnhance.Brightness(picture).enhance(0.5),
             )
             for second, other in enumerate(spoilt, 1):
-                exif[0x0132] = f"2024:05:{number + 1:02} 12:00:0{second}"
+                exif.get_ifd(ExifTags.IFD.Exif)[0x9003] = f"2024:05:{number + 1:02} 12:00:0{second}"
                 other.save(folder / f"{name} {second + 1}.jpg", quality=92, exif=exif)
 
 
@@ -188,7 +188,8 @@ def keep(shot: bytes, file: Path) -> None:
     """As a PNG of so many colours as fit."""
     picture = Image.open(io.BytesIO(shot)).convert("RGB")
     for colours in (256, 192, 128, 96, 64):
-        picture.quantize(colours).save(file, optimize=True)
+        palette = picture.quantize(colours)
+        picture.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG).save(file, optimize=True)
         if file.stat().st_size <= _LARGEST:
             break
     print(f"{file}: {file.stat().st_size:,} bytes")
@@ -200,14 +201,15 @@ def screenshots(options: Options, out: Path) -> None:
         photos.mkdir()
         free_photos(photos)
         gallery = Path(folder) / "gallery"
-        score_command.main([str(photos), "--judge", options.judge, "--gallery", str(gallery)])
+        arguments = ["--judge", options.judge, "--gallery", str(gallery), "--explain-best", "1"]
+        score_command.main([str(photos), *arguments])
         with chromium() as browser:
-            tab = browser.new_page(viewport={"width": 1180, "height": 700})
+            tab = browser.new_page(viewport={"width": 1180, "height": 640})
             tab.goto((gallery / "index.html").as_uri())
             tab.wait_for_load_state("networkidle")
             keep(tab.screenshot(), out / "gallery.png")
             try:
-                keep(of_app(options.judge, photos / "chelsea.jpg", browser), out / "app.png")
+                keep(of_app(options.judge, photos / "coffee.jpg", browser), out / "app.png")
             except ModuleNotFoundError as error:
                 print(f"no app.png: {error}", file=sys.stderr)
 
