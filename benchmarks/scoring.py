@@ -1,19 +1,24 @@
 """How fast scoring is: from the first start to a service, beside torch.
 
-    python benchmarks/scoring.py [--photos FOLDER] [--out FOLDER] [--only starts calls folder]
+    python benchmarks/scoring.py [--photos FOLDER] [--out FOLDER] [--only starts calls stream folder]
 
 Over photographs that are made here, of the shapes that real ones have, unless a folder is given.
 
 - **starts**: `spp-jax score` in a process of its own, over 1, 60 and 1,000 files: cold, and started again
-  with the programs on the disk; seconds until the first score and until the end, beside what importing jax,
-  flax.nnx and orbax.checkpoint takes, and the largest memory.
-- **calls**: one `Scorer`, asked for one photograph at a time, 200 of new shapes, then more: programs,
-  milliseconds, growth of memory.
+  with the programs on the disk. Seconds until the first score and until the end, seconds of processor time,
+  the largest memory. In turns with it, what importing jax, flax.nnx and orbax.checkpoint takes, and what
+  scoring the same files takes in a process that has done so before: `beyond` is what a second start takes
+  besides these two, `times_imports` the whole of it over the imports.
+- **calls**: one `Scorer`, asked for one photograph at a time, 200 of new shapes, then 1,000: programs,
+  milliseconds, growth of memory. What `from_checkpoint` takes, each time anew.
+- **stream**: 1,000 and 10,000 photographs out of a generator: largest memory of a process of its own each,
+  and how many files had been opened when the first score came.
 - **folder**: the same network in torch, one picture at a time at its own size, and in batches warped to
   squares; `Scorer.score([photo])`, and `Scorer.score(photos)`. Warm, in turns, medians of rounds; ratios are
-  of medians. Padding counts filler rows.
+  medians of the rounds' ratios. Both have as many threads as there are cores. Padding counts filler rows.
 
-A table, a JSON file and a picture. Rows without torch where it is not installed.
+A table, a JSON file and a picture. Rows without torch where it is not installed. Where the machine has other
+work, read ratios and processor time alone.
 """
 
 import dataclasses
@@ -46,13 +51,17 @@ class Options:
     """Single calls of new shapes."""
     count: int = 200
     """Photographs of the folder."""
+    stream: tuple[int, ...] = (1000, 10_000)
+    """Photographs out of a generator."""
     models: tuple[str, ...] = ("compact", "resnet18")
-    """Networks of calls (the first) and folder."""
+    """Networks of calls and stream (the first) and folder."""
+    judge: str = "quality"
+    """The judge of starts, and of a row of folder."""
     max_pixels: int = 250_000
     """Of a photograph, in calls and folder."""
     rounds: int = 3
     """Times that each way is measured in turn."""
-    only: tuple[str, ...] = ("starts", "calls", "folder")
+    only: tuple[str, ...] = ("starts", "calls", "stream", "folder")
     """Parts to run."""
     out: Path | None = None
     """Folder for scoring.json and scoring.png."""
@@ -74,34 +83,71 @@ def make_photos(folder: Path, count: int, seed: int = 0) -> list[Path]:
     return paths
 
 
-def start(files: list[Path], cache: Path) -> dict[str, float]:
-    """Of one process: seconds to the first score and in all, compiled or read, and MiB at most."""
+def run(command: list[str], given: str = "") -> dict[str, float]:
+    """Of one process: seconds to its first line and in all, of processor time, and MiB at most."""
     began = time.perf_counter()
-    command = [sys.executable, "-m", "spp_jax.cli.score", *map(str, files), "--cache-dir", str(cache)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
         assert process.stdout
-        process.stdout.readline()
+        process.stdin.write(given)
+        process.stdin.close()
+        lines = [process.stdout.readline()]
         first = time.perf_counter() - began
-        process.stdout.read()
-        _, _, usage = os.wait4(process.pid, 0)
-        process.returncode = 0
-    return {"first": first, "all": time.perf_counter() - began, "mib": usage.ru_maxrss / 1024}
+        lines += process.stdout.readlines()
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)[:200]} ended with {process.returncode}")
+    found = {"first": first, "all": time.perf_counter() - began}
+    found |= {"processor": usage.ru_utime + usage.ru_stime, "mib": usage.ru_maxrss / 1024}
+    return found | {"lines": sum(map(bool, lines))} | _told(lines[-1])
+
+
+def _told(line: str) -> dict[str, float]:
+    """Figures that a process says in its last line."""
+    return json.loads(line) if line.startswith("{") else {}
+
+
+IMPORTS = ["-c", "import jax, flax.nnx, orbax.checkpoint"]
+AGAIN = """
+import json, sys, time
+from spp_jax import Scorer
+from spp_jax.compilation import use_compilation_cache
+cache, judge, *files = sys.stdin.read().split("\\n")
+use_compilation_cache(cache)
+began = time.perf_counter(), time.process_time()
+scorer = Scorer.from_pretrained(judge)
+loaded = time.perf_counter() - began[0]
+scorer.score(files)
+began = time.perf_counter(), time.process_time()
+scorer.score(files)
+took = {"wall": time.perf_counter() - began[0], "busy": time.process_time() - began[1], "loaded": loaded}
+print(json.dumps(took))
+"""
 
 
 def starts(files: list[Path], options: Options) -> list[dict[str, Any]]:
-    """Cold and second starts."""
-    imports = []
-    for _ in range(options.rounds):
-        began = time.perf_counter()
-        subprocess.run([sys.executable, "-c", "import jax, flax.nnx, orbax.checkpoint"], check=True)
-        imports.append(time.perf_counter() - began)
-    rows = [{"what": "imports alone", "all": float(np.median(imports))}]
+    """Cold and second starts, beside imports alone and scoring alone."""
+    rows = []
     for count in options.starts:
+        names = [str(path) for path in files[:count]]
         with tempfile.TemporaryDirectory() as cache:
-            rows.append({"what": f"{count} files, cold", **start(files[:count], Path(cache))})
-            again = [start(files[:count], Path(cache)) for _ in range(options.rounds)]
+            score = ["-m", "spp_jax", "score", *names, "--judge", options.judge, "--cache-dir", cache]
+            rows.append({"what": f"{count} files, cold", **run(score)})
+            rounds = []
+            for _ in range(options.rounds):
+                alone = run(IMPORTS)
+                second = run(score)
+                warm = run(["-c", AGAIN], "\n".join([cache, options.judge, *names]))
+                beyond = second["all"] - alone["all"] - warm["wall"]
+                busy = second["processor"] - alone["processor"] - warm["busy"]
+                second |= {"beyond": beyond, "beyond_processor": busy, "from_checkpoint": warm["loaded"]}
+                second |= {"times_imports": second["all"] / alone["all"]}
+                rounds.append(second | {"times_imports_processor": second["processor"] / alone["processor"]})
             kept = len(list(Path(cache).rglob("*.executable")))
-        medians = {name: float(np.median([run[name] for run in again])) for name in again[0]}
+        medians = {name: float(np.median([found[name] for found in rounds])) for name in rounds[0]}
         rows.append({"what": f"{count} files, second start", **medians, "programs": kept})
     return rows
 
@@ -113,6 +159,8 @@ def scorer_of(model: str, options: Options) -> Any:
     from spp_jax import Scorer, create_model
     from spp_jax.config import RunConfig
 
+    if model == options.judge:
+        return Scorer.from_pretrained(model)
     config = RunConfig(model=model, max_pixels=options.max_pixels)
     return Scorer(create_model(model, rngs=nnx.Rngs(0)), config)
 
@@ -125,7 +173,8 @@ def calls(options: Options) -> list[dict[str, Any]]:
     rng = np.random.default_rng(0)
     sizes = list({tuple(size): None for size in rng.integers(100, 700, (2 * options.calls, 2)).tolist()})
     rows, first = [], min(200, options.calls)
-    for name, part in (("first calls", sizes[:first]), ("calls after them", sizes[first : options.calls])):
+    parts = {"first calls": sizes[:first], "calls after them": sizes[first : options.calls]}
+    for name, part in parts.items():
         before, seconds = resident(), []
         with count_compilations() as count:
             for size in part:
@@ -142,9 +191,36 @@ def calls(options: Options) -> list[dict[str, Any]]:
                     "compiled": count.compiled["forward"] + count.cached["forward"],
                     "programs": len(scorer.programs),
                     "mib": resident(),
-                    "grown_mib": resident() - before,
+                    "grown": resident() / before - 1,
                 }
             )
+    return rows
+
+
+STREAM = """
+import json, resource, sys
+from scoring import Options, scorer_of
+model, max_pixels, count, *files = sys.stdin.read().split("\\n")
+scorer, opened, first = scorer_of(model, Options(max_pixels=int(max_pixels))), 0, 0
+def photos():
+    global opened
+    for opened in range(1, int(count) + 1):
+        yield files[opened % len(files)]
+for done, _ in enumerate(scorer.stream(photos())):
+    first = first or opened
+print(json.dumps({"photos": done + 1, "opened_at_first": first}))
+"""
+
+
+def stream(files: list[Path], options: Options) -> list[dict[str, Any]]:
+    """Out of a generator, which goes through the files again and again."""
+    rows = []
+    for count in options.stream:
+        given = [options.models[0], str(options.max_pixels), str(count), *map(str, files)]
+        command = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{STREAM}"
+        found = run(["-c", command], "\n".join(given))
+        rows.append({"what": f"{count} photographs", **found})
+        rows[-1] |= {"times_memory": found["mib"] / rows[0]["mib"], "photos_per_s": count / found["all"]}
     return rows
 
 
@@ -199,12 +275,11 @@ def torch_resnet18(scorer: Any) -> Callable[[np.ndarray], Any]:
 
 def folder(files: list[Path], model: str, options: Options) -> list[dict[str, Any]]:
     """Warm, in turns."""
-    from spp_jax.config import Decoding
     from spp_jax.data.decoding import decode
 
-    policy = Decoding(max_pixels=options.max_pixels)
-    square = dataclasses.replace(policy, input="warp")
     scorer = scorer_of(model, options)
+    policy = scorer.config.decoding
+    square = dataclasses.replace(policy, input="warp")
     scorer.warm_up(files)
     ways: dict[str, Callable[[], Any]] = {
         "Scorer.score([photo])": lambda: [scorer.score([path]) for path in files],
@@ -220,33 +295,48 @@ def folder(files: list[Path], model: str, options: Options) -> list[dict[str, An
             net(np.stack([decode(path, square) for path in files[i : i + 8]]))
             for i in range(0, len(files), 8)
         ]
-    pixels: list[int] = []
-    run = scorer._run  # what is computed, fillers included: the rungs of the rows that go through
-    true = sum(int(np.prod(decode(path, policy).shape[:2])) for path in files)
-
-    def counted(ready: list[Any]) -> Any:
-        pixels.append(len(ready) * ready[0].shape[0] * ready[0].shape[1])
-        return run(ready)
-
-    scorer._run = counted
-    scorer.score(files)
-    scorer._run = run
+    true = sum(int(np.prod(decode(path, scorer.config.decoding).shape[:2])) for path in files)
+    computed = counted_pixels(scorer, lambda: scorer.score(files))
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.rounds):
         for name, way in ways.items():
             began = time.perf_counter()
             way()
             seconds[name].append(time.perf_counter() - began)
-    medians = {name: float(np.median(times)) for name, times in seconds.items()}
-    reference = medians.get("torch, one at a time, whole")
+    reference = seconds.get("torch, one at a time, whole")
     rows = []
-    for name, median in medians.items():
-        row = {"what": f"{model}: {name}", "photos_per_s": len(files) / median}
-        row |= {"times_torch": median / reference} if reference else {}
+    for name, times in seconds.items():
+        row = {"what": f"{model}: {name}", "photos_per_s": len(files) / float(np.median(times))}
+        row |= {"times_torch": float(np.median(np.divide(times, reference)))} if reference else {}
         if name.startswith("Scorer"):
-            row |= {"padding": 1 - true / sum(pixels), "programs": len(scorer.programs)}
+            row |= {"padding": 1 - true / computed, "programs": len(scorer.programs)}
         rows.append(row)
     return rows
+
+
+class Counted:
+    """Programs that count what is computed, fillers included."""
+
+    def __init__(self, programs: Any):
+        self._programs, self.pixels = programs, 0
+
+    def __getitem__(self, bucket: Any) -> Any:
+        self.pixels += bucket.pixels
+        return self._programs[bucket]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._programs, name)
+
+
+def counted_pixels(scorer: Any, work: Callable[[], Any]) -> int:
+    """Padded pixels that programs go through meanwhile; all are compiled before."""
+    work()
+    before, scorer._programs = scorer._programs, Counted(scorer._programs)
+    scorer.expect = lambda *_, **__: True  # which asks for programs without running them
+    work()
+    pixels, scorer._programs = scorer._programs.pixels, before
+    del scorer.expect
+    return pixels
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -289,9 +379,12 @@ def main() -> None:
             found["starts"] = starts(files, options)
         if "calls" in options.only:
             found["calls"] = calls(options)
+        if "stream" in options.only:
+            found["stream"] = stream(files[: options.count], options)
         if "folder" in options.only:
+            models = (*options.models, options.judge)
             found["folder"] = [
-                row for model in options.models for row in folder(files[: options.count], model, options)
+                row for model in models for row in folder(files[: options.count], model, options)
             ]
     for part, rows in found.items():
         print(f"\n{part}\n\n{table(rows)}")

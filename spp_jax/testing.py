@@ -98,9 +98,10 @@ def lone_tensors(
     """What a module gives on each image alone, in an array of the image's very size.
 
     Args:
-        module: a Flax NNX module from `Padded` to `Padded` or to an array ``[batch, ...]``. It is not
-            changed: copies of its variables are used. One that takes statistics over the batch is to
-            be in evaluation mode (``module.eval()``): an image alone has other statistics.
+        module: a Flax NNX module, or a function without variables, from `Padded` to `Padded` or to an
+            array ``[batch, ...]``. It is not changed: copies of its variables are used. One that takes
+            statistics over the batch is to be in evaluation mode (``module.eval()``): an image alone has
+            other statistics.
         images: arrays ``[*spatial, channels]``.
         dtype: of images and variables, float64 or float32.
         seed: of the weights with which the outputs are summed to the scalar that is differentiated.
@@ -259,6 +260,7 @@ def _differentiable(module: Callable[[Padded], Any], dtype: Any) -> tuple[_Diffe
     def cast(array):
         return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
+    module = module if isinstance(module, nnx.Module) else _Function(module)
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     params, rest = jax.tree.map(cast, (params, rest))
 
@@ -275,6 +277,16 @@ def _differentiable(module: Callable[[Padded], Any], dtype: Any) -> tuple[_Diffe
         return output, sizes, *pull(weights.astype(output.dtype))
 
     return _Differentiable(forward, run), params
+
+
+class _Function(nnx.Module):
+    """A function as a module that has no variables."""
+
+    def __init__(self, function: Callable[[Padded], Any]):
+        self.function = function
+
+    def __call__(self, x: Padded) -> Any:
+        return self.function(x)
 
 
 def _weights(seed: int, number: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -188,6 +188,26 @@ class TestScoreFile:
         with pytest.raises(UsageError, match="holds no scores"):
             ScoreFile(out, "a")
 
+    def test_what_is_judged_may_be_called_as_a_column_is(self, photos, tmp_path, ending):
+        out = tmp_path / f"scores.{ending}"
+        for _ in range(2):
+            with ScoreFile(out, "a", ("rank", "beauty")) as file:
+                file.keep(Entry(0, photos[0], "", np.array([0.25, 0.5], np.float32)))
+        (row,) = rows(out)
+        assert [float(row[name]) for name in ("rank (score)", "beauty")] == [0.25, 0.5]
+
+    @pytest.mark.parametrize("beside", ["", ".all"])
+    @pytest.mark.parametrize("content", ["[" * 10**5, "[3]\n", "{}", "null", "my,thesis\n", "photo,photo\n"])
+    def test_whatever_is_there_and_holds_no_scores_stays(self, tmp_path, ending, beside, content):
+        out = tmp_path / f"scores.{ending}"
+        file = tmp_path / f"{out.name}{beside}"
+        file.write_text(content)
+        with pytest.raises(UsageError, match="holds no scores") as refused:
+            ScoreFile(out, "a")
+        assert str(file) in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert file.read_text() == content
+
     def test_another_file_is_not_overwritten(self, tmp_path, ending):
         out = tmp_path / f"scores.{ending}"
         out.write_text("my thesis\n")

@@ -38,9 +38,10 @@ def run_program(name: str, options: type, work: Callable[[], int]) -> int:
     flags = flags_of(options)
     before, shown = _interrupted_by_sigterm(), _Shown(flags)
     log = logging.getLogger("spp_jax")
-    level = log.level
+    level, propagates = log.level, log.propagate
     log.addHandler(shown)
     log.setLevel(logging.INFO)
+    log.propagate = False  # a library that shows the root's log, as TFDS does, would show each line again
     try:
         status = work()
         sys.stdout.flush()
@@ -64,6 +65,7 @@ def run_program(name: str, options: type, work: Callable[[], int]) -> int:
     finally:
         log.removeHandler(shown)
         log.setLevel(level)
+        log.propagate = propagates
         if before is not None:
             signal.signal(signal.SIGTERM, before)
         sys.stdout, sys.stderr = before_streams
@@ -140,6 +142,7 @@ def _leave(status: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
+        jax.distributed.shutdown()  # of several hosts: else the others take this one for lost
         os._exit(status)
 
 
@@ -164,7 +167,8 @@ class _Shown(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if jax.process_index() == 0:
-            tqdm.write(in_flags(record.getMessage(), self._flags), file=sys.stderr)
+            said = in_flags(record.getMessage(), self._flags)
+            tqdm.write("\n".join(map(printable, said.split("\n"))), file=sys.stderr)
 
 
 def _interrupted_by_sigterm() -> Any:

@@ -177,10 +177,11 @@ def _score(options: Options) -> int:
     if gallery:
         photos = without_own(photos, gallery)
     for folder in (choice.copy_best, choice.link_best):
-        ours = [photo for photo in photos if folder and _inside(photo, folder)]
-        if ours:
-            print(f"passed over: {len(ours)} in {printable(folder)}, where the best go", file=sys.stderr)
-            photos = [photo for photo in photos if photo not in set(ours)]
+        others = [photo for photo in photos if not (folder and _inside(photo, folder))]
+        if len(others) < len(photos):
+            passed = len(photos) - len(others)
+            print(f"passed over: {passed} in {printable(folder)}, where the best go", file=sys.stderr)
+        photos = others
     if not photos:
         raise UsageError(some(found.skipped) or "there is no photograph to score")
     if options.checkpoint:

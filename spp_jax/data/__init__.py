@@ -163,7 +163,7 @@ def _prepared(
         except UsageError:
             raise
         except Exception as error:  # of a full disk, each library has its own
-            if reason := _no_space(error):
+            if reason := _of_the_disk(error):
                 raise OSError(f"{builder.name} cannot be prepared in {builder.data_dir}: {reason}") from None
             raise
     try:
@@ -205,10 +205,14 @@ def _damaged(folder: Any, error: Exception) -> UsageError:
     return UsageError(f"the prepared data set in {folder} is damaged: {said}: remove it to prepare it anew")
 
 
-def _no_space(error: BaseException | None) -> str | None:
-    """Whether it is of a full disk."""
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
+_FAILING = ("Input/output error", "Permission denied", "Read-only file system", "Stale file handle")
+
+
+def _of_the_disk(error: BaseException | None) -> str | None:
+    """What is wrong with the disk, where it is that."""
     while error is not None:
-        for reason in ("No space left on device", "Disk quota exceeded"):
+        for reason in (*_FULL, *_FAILING):
             if reason in str(error):
                 return reason
         error = error.__cause__ or error.__context__

@@ -14,7 +14,7 @@ import csv
 import math
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +27,12 @@ from spp_jax.data.duplicates import equal_files, joined, look_alikes
 from spp_jax.data.names_on_disk import NamesOnDisk
 from spp_jax.data.records import SPLITS, Records
 from spp_jax.data.scanning import scan_sizes
-from spp_jax.data.tables import file_name, split_table
+from spp_jax.data.tables import file_name, split_table, text_of
 from spp_jax.errors import UsageError
 from spp_jax.names import printable, some
 
 _DECIMAL_COMMA = re.compile(r"(-?\d*),(\d+)\Z")
+_NO_NUMBER = re.compile("_")  # though Python takes 0_1 for one
 
 __all__ = ["Row", "load_folder", "read_table"]
 
@@ -99,9 +100,9 @@ def load_folder(
     sizes, reasons = scan_sizes(paths, decoding, folder / ".spp_jax-sizes.npz", say)
     scores = np.array([row.score for row in rows], np.float32)
     equal = equal_files(paths, folder / ".spp_jax-equal.npz", say)
-    _tell_equal(rows, equal, (table or folder).name, say)
-    alike = look_alikes(paths, folder / ".spp_jax-alike.npz", say) if near_duplicates else []
     labels = _further_labels(rows)
+    _tell_equal(rows, equal, labels, (table or folder).name, say)
+    alike = look_alikes(paths, folder / ".spp_jax-alike.npz", say) if near_duplicates else []
     if table:
         _check_labelled(table, rows, [scores, *labels.values()], compared)
     unread = {
@@ -165,15 +166,22 @@ def _pairs_on_disk(compared: list[Comparison], folder: Path, outside_files: bool
     ]
 
 
-def _tell_equal(rows: list[Row], equal: list[list[int]], table: str, say: Callable[[str], None]) -> None:
+def _tell_equal(
+    rows: list[Row], equal: list[list[int]], labels: Iterable[str], table: str, say: Callable[[str], None]
+) -> None:
+    """Say which pictures are copies, and where the table says of such what cannot all be true."""
     if not equal:
         return
     count = sum(map(len, equal))
     say(f"{count} pictures are copies, of {len(equal)} different; copies are of one group")
-    for what, key in (("scores", "score"), ("parts of the official split", "split")):
-        apart = [places for places in equal if len({getattr(rows[i], key) for i in places}) > 1]
+    told = {"scores": ["" if math.isnan(row.score) else str(row.score) for row in rows]}
+    told["parts of the official split"] = [row.split for row in rows]
+    for name in (*labels, "category"):
+        told[f"values of {printable(name)}"] = [row.others.get(name, "") for row in rows]
+    for what, values in told.items():
+        apart = [places for places in equal if len({values[i] for i in places if values[i]}) > 1]
         if apart:
-            first = [(f"{rows[i].file} (line {rows[i].line})", str(getattr(rows[i], key))) for i in apart[0]]
+            first = [(f"{rows[i].file} (line {rows[i].line})", values[i]) for i in apart[0]]
             say(f"{table}: {len(apart)} of these files have several {what}: {some(first)}")
 
 
@@ -238,7 +246,7 @@ def read_table(path: Path, required: Sequence[str] = ("score",), *, outside_file
     before a name belong to it only between quotes.
 
     Args:
-        path: a CSV file, UTF-8.
+        path: a CSV file, UTF-8, or UTF-16 with a byte-order mark.
         required: columns needed besides ``file``; none of their fields may be blank. Without ``score``, some
             other column must hold numbers.
         outside_files: whether files may have absolute names, or such with ``..``.
@@ -246,18 +254,18 @@ def read_table(path: Path, required: Sequence[str] = ("score",), *, outside_file
     Raises:
         UsageError: names the line and what is wrong with it.
     """
+    text = text_of(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
         heading, numbered, separator = split_table(text, ("file", *required))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
+    except csv.Error as error:
+        raise UsageError(f"{path} cannot be read as a CSV file: {error}") from None
     for name in ("file", *required):
         if name not in heading:
             shown = printable(text.lstrip().splitlines()[0])[:200] if text.strip() else ""
             raise UsageError(
                 f"{path}, line 1: no column {name!r}; expected file,score[,group][,split], found {shown!r}"
             )
-    for name in ("file", "score", "group", "split", *required):
+    for name in ("file", "score", "group", "split", "category", *required):
         if heading.count(name) > 1:
             raise UsageError(f"{path}, line 1: there are {heading.count(name)} columns {name!r}")
     if not numbered:
@@ -292,7 +300,7 @@ def _row(where: str, line: int, fields: dict[str, str], separator: str, outside_
         fields = {name: _DECIMAL_COMMA.sub(r"\1.\2", value) for name, value in fields.items()}
     text = fields.pop("score", "")
     try:
-        score = float(text) if text else math.nan
+        score = float(_NO_NUMBER.sub("no number", text)) if text else math.nan
     except ValueError:
         raise UsageError(f"{where}: the score {printable(text)!r} is no number") from None
     if text and not 0 <= score <= 1:
