@@ -97,14 +97,19 @@ def test_any_size_stride_and_padding_gives_what_the_grouped_form_gives(size, ker
     with jax.enable_x64(True):
         images, weights = map(jnp.asarray, arrays(size, kernel, batch=1))
         window = depthwise._Window(padding, strides)
-        expected, pull = jax.vjp(functools.partial(depthwise._grouped, window), images, weights)
-        found = depthwise._shifted(window, images, weights)
-        np.testing.assert_allclose(found, expected, atol=1e-12)
-        for_images, for_kernel = pull(expected)
-        found = depthwise._shifted_back(window, size, expected, weights)
-        np.testing.assert_allclose(found, for_images, atol=1e-11)
-        found = depthwise._summed(window, kernel, images, expected)
-        np.testing.assert_allclose(found, for_kernel, atol=1e-11)
+
+        @jax.jit  # one program a shape, and not dozens
+        def both(images, weights):
+            expected, pull = jax.vjp(functools.partial(depthwise._grouped, window), images, weights)
+            found = (
+                depthwise._shifted(window, images, weights),
+                depthwise._shifted_back(window, size, expected, weights),
+                depthwise._summed(window, kernel, images, expected),
+            )
+            return found, (expected, *pull(expected))
+
+        for found, expected, error in zip(*both(images, weights), (1e-12, 1e-11, 1e-11), strict=True):
+            np.testing.assert_allclose(found, expected, atol=error)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
