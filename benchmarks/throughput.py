@@ -331,6 +331,43 @@ def tell_buckets(bench: Bench, steps: dict[Bucket, list[tuple[float, float]]]) -
     return rows
 
 
+@dataclasses.dataclass
+class Turns:
+    """Seconds of each epoch: whole, decoded before, on the device alone, the loop alone, and torch's.
+
+    Attributes:
+        steps: of each bucket, the seconds and true pixels of its steps.
+    """
+
+    epoch: list[float] = dataclasses.field(default_factory=list)
+    decoded: list[float] = dataclasses.field(default_factory=list)
+    device: list[float] = dataclasses.field(default_factory=list)
+    loop: list[float] = dataclasses.field(default_factory=list)
+    torch: list[float] = dataclasses.field(default_factory=list)
+    steps: dict[Bucket, list[tuple[float, float]]] = dataclasses.field(default_factory=dict)
+
+
+def take_turns(bench: Bench, rival: "TorchRun | None", epochs: int) -> Turns:
+    """Epochs of each, warm, in turns: what disturbs one disturbs all."""
+    loaded = bench.loaded()
+    bench.epoch_of(loaded)
+    bench.device_only(loaded)
+    if rival is not None:
+        rival.epoch()
+    turns = Turns()
+    for _ in range(epochs):
+        turns.epoch.append(bench.epoch())
+        turns.decoded.append(bench.epoch_of(loaded))
+        if rival is not None:
+            turns.torch.append(rival.epoch())
+        turns.loop.append(bench.loop_alone(loaded))
+        seconds, by_bucket = bench.device_only(loaded)
+        turns.device.append(seconds)
+        for bucket, times in by_bucket.items():
+            turns.steps.setdefault(bucket, []).extend(times)
+    return turns
+
+
 def main() -> None:
     options = tyro.cli(Options)
     if options.torch and options.model not in TORCH:
@@ -341,25 +378,15 @@ def main() -> None:
     if options.only_epoch:
         print(float(np.median([bench.epoch() for _ in range(options.epochs)])))
         return
-    loaded = bench.loaded()
-    bench.epoch_of(loaded)
-    bench.device_only(loaded)
-    whole, decoded, device, loop, steps, beside = [], [], [], [], {}, []
     rival = TorchRun(options.model, bench.records) if options.torch else None
-    if rival is not None:
-        rival.epoch()
-    for _ in range(options.epochs):  # in turns: what disturbs one disturbs all
-        whole.append(bench.epoch())
-        decoded.append(bench.epoch_of(loaded))
-        if rival is not None:
-            beside.append(rival.epoch())
-        loop.append(bench.loop_alone(loaded))
-        seconds, by_bucket = bench.device_only(loaded)
-        device.append(seconds)
-        for bucket, times in by_bucket.items():
-            steps.setdefault(bucket, []).extend(times)
+    report(bench, take_turns(bench, rival, options.epochs), options)
+
+
+def report(bench: Bench, turns: Turns, options: Options) -> None:
     count, pixels = len(bench.records), float(bench.records.sizes.prod(axis=1).sum())
-    epoch, ready, alone, idle = (float(np.median(times)) for times in (whole, decoded, device, loop))
+    epoch, ready, alone, idle = (
+        float(np.median(times)) for times in (turns.epoch, turns.decoded, turns.device, turns.loop)
+    )
     print(
         f"{options.model}, {options.dtype}; {bench.mesh.size} {jax.devices()[0].device_kind}, "
         f"{os.cpu_count()} cores"
@@ -367,7 +394,7 @@ def main() -> None:
     print(
         f"{count} pictures, {bench.steps} steps an epoch, {bench.schedule.waste:.1%} of the pixels padding\n"
     )
-    rows = tell_buckets(bench, steps)
+    rows = tell_buckets(bench, turns.steps)
     print(f"\nan epoch {epoch:.2f} s: {count / epoch:.1f} images/s, {pixels / epoch / 1e6:.2f} true Mpx/s")
     print(
         f"waiting for data {max(epoch - ready, 0) / epoch:.1%} of it; Python, transfers and metrics take "
@@ -377,10 +404,7 @@ def main() -> None:
         "version": 1,
         "options": dataclasses.asdict(options),
         "buckets": rows,
-        "epoch": whole,
-        "decoded": decoded,
-        "device": device,
-        "loop": loop,
+        **{name: getattr(turns, name) for name in ("epoch", "decoded", "device", "loop")},
         "pictures": count,
         "pixels": pixels,
     }
@@ -389,9 +413,12 @@ def main() -> None:
         first = described["devices"][options.devices[0]]
         for n, seconds in described["devices"].items():
             print(f"{n} virtual devices: {seconds:.2f} s an epoch, {seconds / first:.2f} of the first")
-    if beside:
-        seconds, ratio = float(np.median(beside)), float(np.median(np.divide(beside, decoded)))
-        described |= {"torch": beside}
+    if turns.torch:
+        seconds, ratio = (
+            float(np.median(turns.torch)),
+            float(np.median(np.divide(turns.torch, turns.decoded))),
+        )
+        described |= {"torch": turns.torch}
         print(
             f"torch, one picture a step, decoded before: {seconds:.2f} s, {count / seconds:.1f} images/s: "
             f"{ratio:.2f} of ours with pictures decoded before, the median of {options.epochs} turns"
