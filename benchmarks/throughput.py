@@ -29,7 +29,7 @@ import tyro
 from PIL import Image
 
 import spp_jax.training.loop
-from spp_jax.buckets import plan_buckets
+from spp_jax.buckets import Bucket, plan_buckets
 from spp_jax.compilation import data_mesh, default_cache_dir, replicated, use_compilation_cache
 from spp_jax.config import RunConfig
 from spp_jax.data.loading import load_batches, put

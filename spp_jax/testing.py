@@ -122,7 +122,7 @@ def _lone(
     with jax.enable_x64(True):
         for number, image in enumerate(images):
             x = Padded.whole(jnp.asarray(image[None], dtype))
-            output, _ = run.forward.eval_shape(params, x)
+            output, _ = jax.eval_shape(run.forward, params, x)
             weights = _weights(seed, number, output.shape[1:])[None].astype(dtype)
             output, _, for_params, for_image = jax.device_get(run.run(params, x, weights))
             tensors[f"output of image {number}"] = np.asarray(output[0])
@@ -183,7 +183,7 @@ def _together(
         mask = np.asarray(_mask(padded))
         values = np.where(mask, padded.values, outside).astype(dtype)
         x = Padded(jnp.asarray(values), padded.sizes, None if turned is None else jnp.asarray(turned))
-        output, sizes = run.forward.eval_shape(params, x)
+        output, sizes = jax.eval_shape(run.forward, params, x)
         if sizes is None:
             weights = [_weights(seed, number, output.shape[1:]) for number in range(len(images))]
             weights = np.stack([*weights, np.zeros(output.shape[1:])])
@@ -257,7 +257,8 @@ def assert_padding_exact(
     run = _Differentiable.of(module, np.float64)
     alone = _lone(run, images, np.float64, seed)
     orientations = (None, True) if both_orientations and len(sizes[0]) == 2 else (None,)
-    for turned, fill in itertools.product(orientations, np.atleast_1d(outside).tolist()):
+    fills = [float(fill) for fill in np.atleast_1d(outside)]
+    for turned, fill in [(turned, fill) for turned in orientations for fill in fills]:
         found = _together(run, images, np.float64, fill, turned, seed)
         lying = ", in a turned batch," if turned else ""
         for name, error in relative_errors(found, alone).items():
