@@ -10,6 +10,7 @@ Under ``jit`` the masks fuse with the elementwise operations around them.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -146,7 +147,9 @@ def _of_windows_apart(images: jax.Array, kernel: jax.Array, strides, padding, **
     def convolution(images: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(images, kernel, strides, padding, **options)
 
-    return lax.platform_dependent(images, kernel, cpu=product, default=convolution)
+    # Of the two forms' residuals, those of both would be kept: only what they are given is.
+    either = functools.partial(lax.platform_dependent, cpu=product, default=convolution)
+    return jax.checkpoint(either, prevent_cse=False)(images, kernel)
 
 
 class DepthwiseConv(Conv):
