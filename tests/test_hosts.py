@@ -44,7 +44,7 @@ if wide:  # parameters too
 """
 END = "sys.exit(train.main(sys.argv[3:]))"
 QUICK = ["--data", "noise", "--buckets", "2", "--pixels-per-step", "20000", "--batch-multiple", "8"]
-ONE = [*QUICK, "--buckets", "1", "--levels", "1"]  # what is not about shapes
+ONE = [*QUICK, "--buckets", "1"]  # what is not about shapes
 
 
 def start(
