@@ -283,15 +283,16 @@ class TestLadder:
         many = Ladder(Decoding()).expect(sizes, {}, 1e7, times=50)
         assert len(few) <= 2 < len(many) <= 14
 
-    def test_a_warm_folder_of_small_pictures_of_many_shapes_is_padded_little(self):
-        rng = np.random.default_rng(0)  # sides and ratios spread as Caltech-101's are
+    def test_a_warm_folder_is_padded_about_as_little_as_by_as_many_shapes_that_cost_nothing(self):
+        rng = np.random.default_rng(0)  # small pictures of many shapes
         widths, ratios = rng.normal(300, 40, 200).clip(120, 500), np.exp(rng.normal(0.25, 0.3, 200))
         sizes = np.stack([widths / ratios, widths], axis=1).astype(int)
         ladder = Ladder(Decoding(max_pixels=250_000))
         ladder.expect(sizes, {}, times=500)
         held = np.array([np.prod(ladder.held(tuple(size), expected=True)) for size in sizes.tolist()])
-        assert 1 - sizes.prod(axis=1).sum() / held.sum() <= 0.12
-        assert len(ladder.used) <= ladder.most
+        free = plan_buckets(sizes, len(ladder.used), both_orientations=True).waste(sizes)
+        assert 1 - sizes.prod(axis=1).sum() / held.sum() <= free + 0.01
+        assert len(ladder.used) < ladder.most
 
     def test_usual_photographs_find_a_rung(self):
         for decoding in (Decoding(max_pixels=250_000), Decoding(), Decoding(input="warp")):
