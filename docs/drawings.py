@@ -368,7 +368,7 @@ def main(names: list[str], folder: Path = FOLDER) -> int:
     for name in names or [name for name in DRAWINGS if name != "front"]:
         draw, ending = DRAWINGS[name]
         with mpl.rc_context({"svg.hashsalt": name, "font.family": "DejaVu Sans", "hatch.linewidth": 0.6}):
-            metadata = {"Date": None} if ending == "svg" else {}
+            metadata = {"Date": None} if ending == "svg" else None
             draw().savefig(folder / f"{name}.{ending}", dpi=110, metadata=metadata)
         print(folder / f"{name}.{ending}")
     return 0

@@ -5,8 +5,10 @@ A path on a disk is a `pathlib.Path`, which is exact about times and quick; an a
 file system: gcsfs for ``gs://``, s3fs for ``s3://``.
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from etils import epath
 
 from spp_jax.errors import UsageError
 
-__all__ = ["Below", "files_below", "is_address", "path_at", "stamp"]
+__all__ = ["Below", "files_below", "is_address", "path_at", "stamp", "writing"]
 
 
 _COLLAPSED = re.compile("[a-z0-9]+:/[^/]")
@@ -63,6 +65,21 @@ def stamp(path: Path) -> tuple[int, int]:
     if is_address(path):  # whole seconds
         return about.length, about.mtime * 10**9
     return about.st_size, about.st_mtime_ns
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Within it a file is written; the error of a disk that is full says of which.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.strerror is None:  # says so itself
+            raise
+        raise OSError(f"{path} cannot be written: {error.strerror}") from None
 
 
 class Below(NamedTuple):

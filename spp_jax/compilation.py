@@ -43,6 +43,7 @@ __all__ = [
     "default_cache_dir",
     "device_memory",
     "over_rows",
+    "placed",
     "placements",
     "price_file",
     "quick_flags",
@@ -183,10 +184,16 @@ class BucketExecutables:
         """How many executables there are by now."""
         return len(self._compiled)
 
-    def compile_all(self, buckets: Iterable[Bucket]) -> Iterator[Compiled]:
+    def compile_all(
+        self, buckets: Iterable[Bucket], check: Callable[[], Any] = lambda: None
+    ) -> Iterator[Compiled]:
         """Compile for these buckets, yielding each when it is ready, so that progress can be shown.
 
         Python traces one while XLA compiles others in threads. Left early, it does not wait for them.
+
+        Args:
+            buckets: each is compiled once.
+            check: called again and again meanwhile; it may raise.
 
         Raises:
             DoesNotFitError: at the end, and names every bucket that the compiler refused.
@@ -204,6 +211,7 @@ class BucketExecutables:
 
         try:
             for bucket in dict.fromkeys(buckets):
+                check()
                 if bucket in self._compiled:
                     yield self._compiled[bucket]
                     continue
@@ -211,7 +219,12 @@ class BucketExecutables:
                 done = {future for future in waiting if future.done()}
                 waiting -= done
                 yield from ready(done)
-            yield from ready(concurrent.futures.as_completed(waiting))
+            while waiting:
+                check()
+                done, waiting = concurrent.futures.wait(
+                    waiting, _LOOKED_AFTER, concurrent.futures.FIRST_COMPLETED
+                )
+                yield from ready(done)
         finally:
             for future in waiting:
                 future.cancel()
@@ -247,6 +260,7 @@ def compile_lowered(lowered: Any, bucket: Bucket) -> Any:
 
 
 _COMPILES = "compile"
+_LOOKED_AFTER = 0.3  # seconds that a compilation is waited for at a time
 
 
 def _in_thread(
@@ -330,6 +344,19 @@ def placements(tree: Any, mesh: Mesh, fsdp: int | None = None) -> Any:
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "rows"))
 
     return jax.tree.map(place, tree)
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """The arrays of a tree, so placed.
+
+    As `jax.device_put`; on several hosts by way of NumPy: of an array on the only device of a host, JAX 0.10
+    makes one whose shards cannot be asked for, as saving it does.
+    """
+
+    def local(x: Any) -> Any:
+        return np.asarray(x) if isinstance(x, jax.Array) and x.is_fully_addressable else x
+
+    return jax.device_put(jax.tree.map(local, tree) if jax.process_count() > 1 else tree, shardings)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

@@ -15,7 +15,7 @@ The derivatives of the three are each other, so that the gradient may be differe
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -163,13 +163,12 @@ def _shifted(window: _Window, images: jax.Array, kernel: jax.Array) -> jax.Array
     (stride, across), dtype = window.strides, images.dtype
     height, width = _output_extent(window, images.shape[1:3], kernel.shape[:2])
     images, kernel = _wide(lax.pad(images, jnp.zeros((), dtype), _edges(window.padding)), kernel)
+    extent = max(1 + stride * (height - 1), 0), max(1 + across * (width - 1), 0)
     products = (
-        images[:, i : i + stride * (height - 1) + 1 : stride, j : j + across * (width - 1) + 1 : across]
-        * kernel[i, j]
-        for i in range(kernel.shape[0])
-        for j in range(kernel.shape[1])
+        _times(_cut(images, (i, j), extent, window.strides), kernel, (i, j))
+        for i, j in _places((kernel.shape[0], kernel.shape[1]))
     )
-    return sum(products, start=_nothing).astype(dtype)
+    return _sum(products).astype(dtype)
 
 
 def _shifted_back(window: _Window, extent: tuple[int, int], out: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -187,11 +186,11 @@ def _shifted_back(window: _Window, extent: tuple[int, int], out: jax.Array, kern
 
     def phase(down: Sequence[tuple[int, int]], across: Sequence[tuple[int, int]]) -> jax.Array:
         products = (
-            out[:, u : u + rows.cells, v : v + columns.cells] * kernel[i, j]
+            _times(_cut(out, (u, v), (rows.cells, columns.cells)), kernel, (i, j))
             for i, u in down
             for j, v in across
         )
-        return sum(products, start=_nothing) if down and across else nothing
+        return _sum(products) if down and across else nothing
 
     phases = jnp.stack(
         [jnp.stack([phase(down, across) for across in columns.taps], 3) for down in rows.taps], 2
@@ -252,15 +251,24 @@ def _summed(window: _Window, cells: tuple[int, int], images: jax.Array, out: jax
             lax.dynamic_slice_in_dim(out, number * rows, rows, 1),
         )
 
-        def product(i: int, j: int, row: int, first: int) -> jax.Array:
-            begin = j + across * first
-            theirs = block[:, i + stride * row, begin : begin + across * (part - 1) + 1 : across]
-            return theirs * ours[:, row, first : first + part]
+        @functools.cache  # cells of the kernel share them
+        def theirs(row: int, begin: int) -> jax.Array:
+            cut = _cut(block, (row, begin), (1, across * (part - 1) + 1), (1, across))
+            return lax.squeeze(cut, (1,))
 
         firsts = range(0, part * _PARTS, part)
+        mine = [
+            (row, first, lax.squeeze(_cut(ours, (row, first), (1, part)), (1,)))
+            for row in range(rows)
+            for first in firsts
+        ]
         return tuple(
-            sum((product(i, j, row, first) for row in range(rows) for first in firsts), start=_nothing)
-            + found
+            lax.add(
+                _sum(
+                    lax.mul(theirs(i + stride * row, j + across * first), piece) for row, first, piece in mine
+                ),
+                found,
+            )
             for (i, j), found in zip(_places(cells), sums, strict=True)
         )
 
@@ -268,14 +276,25 @@ def _summed(window: _Window, cells: tuple[int, int], images: jax.Array, out: jax
     return jnp.stack([found.sum((0, 1)) for found in sums]).reshape(*cells, channels).astype(dtype)
 
 
-class _Nothing:
-    """Where a sum begins: without a 0 that would be added."""
+def _cut(
+    images: jax.Array, begin: tuple[int, int], extent: tuple[int, int], strides: tuple[int, int] = (1, 1)
+) -> jax.Array:
+    """Rows and columns from ``begin`` on: what indexing gives, traced in a fraction of the time."""
+    (top, left), (height, width), (batch, *_, channels) = begin, extent, images.shape
+    stop = batch, top + height, left + width, channels
+    return lax.slice(images, (0, top, left, 0), stop, (1, *strides, 1))
 
-    def __add__(self, other: Any) -> Any:
-        return other
+
+def _times(images: jax.Array, kernel: jax.Array, place: tuple[int, int]) -> jax.Array:
+    """Each channel times its cell of the kernel at this place."""
+    channels = kernel.shape[2]
+    cell = lax.slice(kernel, (*place, 0), (place[0] + 1, place[1] + 1, channels))
+    return lax.mul(images, lax.broadcast_in_dim(lax.squeeze(cell, (0, 1)), images.shape, (3,)))
 
 
-_nothing: Any = _Nothing()
+def _sum(products: Iterable[jax.Array]) -> jax.Array:
+    """One after the other, in order; there is at least one."""
+    return functools.reduce(lax.add, products)
 
 
 def _places(cells: tuple[int, int]) -> list[tuple[int, int]]:

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import logging
+import logging.handlers
 import os
 import re
 import shutil
@@ -201,8 +203,17 @@ def download(tmp_path):
 
 
 def load(name: str, data_dir: Path, decoding: Decoding = Decoding(), **options):  # noqa: B008
-    said = []
-    return (*load_dataset(name, data_dir, decoding, say=said.append, **options), said)
+    """Records, reasons, and what is logged meanwhile."""
+    log, told = logging.getLogger("spp_jax"), logging.handlers.BufferingHandler(capacity=100)
+    before = log.level
+    log.addHandler(told)
+    log.setLevel(logging.INFO)
+    try:
+        found = load_dataset(name, data_dir, decoding, **options)
+    finally:
+        log.removeHandler(told)
+        log.setLevel(before)
+    return (*found, [record.getMessage() for record in told.buffer])
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -506,6 +517,9 @@ class TestFolder:
             (["file,score,split", "a.png,0.1,later"], "line 2: split 'later' is none of train"),
             (["file,score"], "has no line below its heading"),
             ([""], "no column 'file'"),
+            (["file,score,category,category", "a,1,x,y"], "line 1: there are 2 columns 'category'"),
+            (["file,score", "a,0_1"], "line 2: the score '0_1' is no number"),
+            (["sep=;", "file;score", "a;x"], "line 3: the score 'x' is no number"),
         ],
     )
     def test_a_bad_line_is_named(self, folder, lines, said):
@@ -514,9 +528,23 @@ class TestFolder:
             load("folder", folder)
 
     def test_a_table_in_another_encoding_is_refused(self, folder):
-        self.write(folder, self.GOOD, "utf-16")
-        with pytest.raises(UsageError, match="cannot be read as a CSV file in UTF-8"):
+        self.write(folder, self.GOOD, "latin-1")
+        with pytest.raises(UsageError, match=r"cannot be read as a CSV file in UTF-8: .*; save it as CSV"):
             load("folder", folder)
+
+    @pytest.mark.parametrize("name", ["a\0.png", "x/\0/y.png", "n" * 5000])
+    @pytest.mark.parametrize("table", ["scores", "pairs"])
+    def test_a_name_that_no_file_can_have_costs_its_line(self, folder, table, name):
+        lines = (
+            "better,worse\nin here/ph oto-é0.png,in here/ph oto-é1.png\n" + f"{name},in here/ph oto-é0.png\n"
+        )
+        self.write(folder, self.GOOD + (f"{name},0.5\n" if table == "scores" else ""))
+        if table == "pairs":
+            (folder / "pairs.csv").write_text(lines, encoding="utf-8")
+        records, skipped, _ = load("folder", folder)
+        assert len(records) == 3
+        (reason,) = skipped.values()
+        assert "there is no such file" in reason or "cannot be reached" in reason
 
     def test_a_missing_or_broken_picture_is_skipped_with_its_line(self, folder):
         (folder / "broken.png").write_bytes(b"x")
@@ -577,10 +605,12 @@ class TestFolder:
             "file,score\nIN HERE/Ph oto-É0.PNG,0.75\n",
             "file,score\nin here/ph oto-e\u03010.png,0.75\n",
             'note;file;score\n"a, b";"in here\\ph oto-e\u03010.png";"0,75"\n',
+            "sep=;\r\nfile;score\r\nin here/ph oto-é0.png;0,75\r\n",
         ],
     )
-    def test_tables_as_other_programs_write_them_are_understood(self, folder, text):
-        self.write(folder, text)
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+    def test_tables_as_other_programs_write_them_are_understood(self, folder, text, encoding):
+        self.write(folder, text, encoding)
         records, skipped, said = load("folder", folder)
         assert not skipped
         assert records.ids == ("in here/ph oto-é0.png",)
@@ -630,6 +660,17 @@ class TestFolder:
             ]
         save(folder / "y.png", 9, (13, 20))
         assert load("folder", folder)[2][0].startswith("2 pictures are copies")
+
+    def test_copies_with_other_labels_and_categories_are_told_and_a_blank_is_no_contradiction(self, folder):
+        shutil.copy(folder / "in here" / "ph oto-é1.png", folder / "x.png")
+        lines = ["x.png,,0.2,sea,mine", "in here/ph oto-é1.png,0.25,0.9,hill,yours"]
+        self.write(folder, "file,score,beauty,category,note\n" + "\n".join(lines))
+        assert load("folder", folder)[2][1:] == [
+            "scores.csv: 1 of these files have several values of beauty: in here/ph oto-é1.png (line 3): "
+            "0.9; x.png (line 2): 0.2",
+            "scores.csv: 1 of these files have several values of category: in here/ph oto-é1.png (line 3): "
+            "hill; x.png (line 2): sea",
+        ]
 
     def test_look_alikes_are_one_group_where_asked_for(self, folder):
         pytest.importorskip("imagehash")

@@ -88,6 +88,10 @@ class TestRaw:
         found = photo_facts(dng((16, 24), 6, taken="2024:05:01 12:00:00"))
         assert found == Facts(48, 32, "2024-05-01T12:00:00", "M O", None)
 
+    def test_what_libraw_tells_stands_in_by_the_cameras_clock(self):
+        assert photo_facts(dng((16, 24), changed="2024:05:01 12:00:00")).taken == "2024-05-01T12:00:00"
+        assert photo_facts(dng((16, 24))).taken is None
+
 
 class TestHostile:
     @pytest.mark.parametrize("cut", range(8, 200, 23))

@@ -70,6 +70,15 @@ def test_docstrings_lose_the_roles_of_sphinx():
     assert on_page_content(given) == "as <code>a.b</code> and <code>C</code>, <code>~x</code>"
 
 
+def test_docstrings_are_as_their_parser_reads_them():
+    pytest.importorskip("griffe")
+    from docstrings import readable
+
+    given = "Do.\n\nReturns:\n    ``[n]``: how many\n    there are\n\nExample:\n    >>> 1\n    1"
+    expected = "Do.\n\nReturns:\n    : ``[n]``: how many\n    there are\n\nExamples:\n    >>> 1\n    1"
+    assert readable(given) == expected
+
+
 def test_a_link_to_a_notebook_leads_to_its_page():
     pytest.importorskip("mkdocs")
     from hooks import on_page_markdown

@@ -330,3 +330,30 @@ class TestGradientInsideAJittedNet:
     def test_is_that_of_finite_differences(self, levels, reduce, x64):
         found, expected = directional(lambda z: spatial_pyramid_pool(z, levels=levels, reduce=reduce))
         assert found == pytest.approx(expected, rel=1e-3)
+
+
+class TestImagesReadSomeAtATime:
+    """Of small maps a CPU reads as many images at once as its caches hold: here, next to nothing."""
+
+    @pytest.mark.parametrize("reduce", ["max", "mean"])
+    @pytest.mark.parametrize("batch", [5, 7])
+    def test_values_and_gradients_are_those_of_all_at_once(self, reduce, batch, monkeypatch):
+        rng = np.random.default_rng(batch)
+        x = jnp.asarray(rng.integers(-4, 4, (batch, 13, 12, 3)).astype(np.float32))
+        sizes = jnp.asarray(rng.integers(1, (14, 13), (batch, 2)), jnp.int32).at[1].set(0)
+        weights = jnp.asarray(rng.integers(-4, 4, (batch, 21, 3)).astype(np.float32))
+
+        def of(x):
+            def pooled(x):
+                return spatial_pyramid_pool(x, sizes, reduce=reduce)
+
+            value, pull = jax.vjp(pooled, x)
+            return value, *pull(weights)
+
+        expected = jax.jit(of)(x)
+        monkeypatch.setattr(reading, "_BYTES_AT_ONCE", 2 * x[0].nbytes)
+        assert reading._images_at_once(x) < batch
+        jax.clear_caches()
+        for array, same in zip(jax.jit(of)(x), expected, strict=True):
+            np.testing.assert_array_equal(array, same)
+        jax.clear_caches()

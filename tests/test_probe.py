@@ -62,7 +62,62 @@ def test_a_held_out_logit_is_that_of_a_fit_without_its_fold():
         plain[out] = z[out] @ weights + bias
     slope = np.polyfit(plain, probe.held_out[:, 0], 1)
     np.testing.assert_allclose(np.polyval(slope, plain), probe.held_out[:, 0], atol=1e-8)
-    assert probe.errors[0, 0] == pytest.approx(((plain - logit(y[:, 0])) ** 2).mean())
+    assert probe.errors[0, 0, 0, 0] == pytest.approx(((plain - logit(y[:, 0])) ** 2).mean())
+
+
+def test_a_quadratic_head_is_ridge_regression_with_its_kernel():
+    x, y, groups = data(40, 12)
+    z = (x - x.mean(0)) / x.std(0)
+    target = logit(1 / (1 + np.exp(-z[:, 0] * z[:, 1])))
+    y = 1 / (1 + np.exp(-target))
+    probe = fit_probe(x, y, groups, strengths=(0.1,), curvatures=(2.0,), rank=12)
+    inner = z @ z.T / 12
+    kernel = inner + 2 * inner**2
+    n = len(x)
+    system = np.block([[kernel + 0.1 * np.eye(n), np.ones((n, 1))], [np.ones((1, n)), np.zeros((1, 1))]])
+    *dual, bias = np.linalg.solve(system, np.append(target, 0))
+    plain = kernel @ dual + bias
+    slope = np.polyfit(plain, probe.logits(x)[:, 0], 1)
+    assert slope[0] > 0
+    np.testing.assert_allclose(np.polyval(slope, plain), probe.logits(x)[:, 0], atol=1e-9)
+
+
+def test_what_bends_is_found_and_few_directions_tell_it():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 10))
+    bent, straight = x[:, 0] * x[:, 1], x[:, 2]
+    y = 1 / (1 + np.exp(-np.stack([bent, straight], axis=1)))
+    groups = [str(i) for i in range(300)]
+    probe = fit_probe(x, y, groups, strengths=(1e-3, 0.1), curvatures=(0.0, 1.0), rank=2)
+    assert probe.curvatures[0] == 1
+    assert probe.errors.shape == (1, 2, 2, 2)
+    assert np.corrcoef(probe.logits(x)[:, 0], bent)[0, 1] > 0.97
+    assert np.corrcoef(probe.logits(x)[:, 1], straight)[0, 1] > 0.97
+    np.testing.assert_array_equal(probe.squares[:2, 1], 0)
+    np.testing.assert_array_equal(probe.squares[2:, 0], 0)
+
+
+def test_a_part_of_few_features_may_count_as_much_as_one_of_many():
+    x, y, groups = data(40, 12)
+    z = (x - x.mean(0)) / x.std(0)
+    probe = fit_probe(x, y, groups, strengths=(0.5,), parts=(2, 10), balances=(1.0,))
+    counts = np.repeat([1 / 2, 1 / 10], [2, 10])
+    counts *= 12 / counts.sum()
+    weights, _ = ridge(z * np.sqrt(counts), logit(y[:, 0]), 0.5)
+    expected = weights * np.sqrt(counts)
+    slope = probe.weights[:, 0] @ expected / (expected @ expected)
+    np.testing.assert_allclose(probe.weights[:, 0], slope * expected, rtol=1e-8, atol=1e-12)
+    chosen = fit_probe(x, y, groups, parts=(2, 10), balances=(0.0, 1.0))
+    by_balance = chosen.errors[..., 0].min(axis=(1, 2))
+    assert chosen.balances[0] == (0.0, 1.0)[int(np.argmin(by_balance))]
+
+
+def test_what_is_cut_of_a_quadratic_head_leaves_its_mean():
+    x, y, groups = data(80, 30)
+    whole = fit_probe(x, y, groups, strengths=(0.1,), curvatures=(1.0,), rank=30)
+    cut = fit_probe(x, y, groups, strengths=(0.1,), curvatures=(1.0,), rank=3)
+    assert cut.logits(x).mean() == pytest.approx(whole.logits(x).mean())
+    assert cut.directions.shape == (30, 3)
 
 
 def test_attributes_are_fitted_on_the_rows_that_have_them():
@@ -79,7 +134,9 @@ def test_the_strength_is_the_one_that_errs_least_on_held_out_pictures():
     x, y, groups = data()
     tried = (1e-3, 0.3, 1e3)
     probe = fit_probe(x, y, groups, strengths=tried)
-    assert probe.strengths[0] == tried[int(np.argmin(probe.errors[:, 0]))] < 1e3  # which says the mean of all
+    assert (
+        probe.strengths[0] == tried[int(np.argmin(probe.errors[0, 0, :, 0]))] < 1e3
+    )  # which says the mean of all
     noise = np.random.default_rng(1).random(y.shape)
     assert fit_probe(x, noise, groups, strengths=tried).strengths[0] == 1e3
 
@@ -120,11 +177,14 @@ def test_features_that_do_not_vary_count_for_nothing():
         (lambda x, y, g: (x, y, ["one"] * len(g)), "two groups"),
         (lambda x, y, g: (x, y * 0 + 0.5, g), "nothing to learn"),
         (lambda x, y, g: (x, y * np.nan, g), "two groups"),
+        (lambda x, y, g: (x, y, g, {"curvatures": (1.0,)}), "rank"),
+        (lambda x, y, g: (x, y, g, {"parts": (1, 2)}), "of 3 features"),
     ],
 )
 def test_what_cannot_be_fitted_is_said(change, said):
+    x, y, groups, *options = change(*data())
     with pytest.raises(ValueError, match=said):
-        fit_probe(*change(*data()))
+        fit_probe(x, y, groups, **(options[0] if options else {}))
 
 
 def test_kept_features_are_those_of_these_pictures(tmp_path):
@@ -144,23 +204,43 @@ def test_kept_features_are_those_of_these_pictures(tmp_path):
 OWN = """
 from flax import nnx
 from spp_jax.models import create_model
-from spp_jax.models.sppnet import LinearHead
+from spp_jax.layers import BatchNorm, Conv
+from spp_jax.models.sppnet import LinearHead, Pyramid, QuadraticHead, SPPNet, Stages
 
-def small(*, levels=(1,), outputs=1, rngs):
+class Normed(nnx.Module):
+    def __init__(self, before, width, freeze_norm, rngs):
+        self.conv = Conv(before, width, 3, strides=2, rngs=rngs)
+        self.norm = BatchNorm(width, frozen=freeze_norm, rngs=rngs)
+        self.chain, self.width = (self.conv.geometry,), width
+
+    def __call__(self, x):
+        return self.norm(self.conv(x)).map(nnx.relu)
+
+def normed(*, levels=(1,), outputs=1, freeze_norm=False, rngs):
+    stages = [Normed(3, 4, freeze_norm, rngs), Normed(4, 6, freeze_norm, rngs)]
+    return SPPNet(
+        Stages(stages),
+        lambda bins, features: LinearHead(bins * features, outputs, rngs=rngs),
+        features=10,
+        levels=(1,),
+        reduce=("mean",),
+        maps=[Pyramid(0, (1,), ("mean",)), Pyramid(1, (1,), ("mean",))],
+    )
+
+def small(*, levels=(1,), outputs=1, rank=0, rngs):
     model = create_model("compact", widths=(4, 6), levels=levels, outputs=outputs, rngs=rngs)
-    model.head = LinearHead(model.num_features, outputs, rngs=rngs)
+    if rank:
+        model.head = QuadraticHead(model.num_features, outputs, rank=rank, rngs=rngs)
+    else:
+        model.head = LinearHead(model.num_features, outputs, rngs=rngs)
     return model
 """
 
 
-@pytest.fixture(scope="module")
-def probed(tmp_path_factory):
+def bright_photos(folder):
+    """A data set of its own: the brighter, the better."""
     from conftest import png
 
-    from spp_jax.run.job import prepare
-    from spp_jax.run.probe import run_probe
-
-    folder = tmp_path_factory.mktemp("probe")
     (folder / "own.py").write_text(OWN)
     rng, rows = np.random.default_rng(0), ["file,score"]
     for i in range(24):
@@ -169,10 +249,20 @@ def probed(tmp_path_factory):
         (folder / f"{i}.png").write_bytes(png(pixels))
         rows.append(f"{i}.png,{level:.3f}")
     (folder / "scores.csv").write_text("\n".join(rows))
+    return folder
+
+
+@pytest.fixture(scope="module", params=[0, 3], ids=["linear", "quadratic"])
+def probed(tmp_path_factory, request):
+    from spp_jax.run.job import prepare
+    from spp_jax.run.probe import run_probe
+
+    folder = bright_photos(tmp_path_factory.mktemp("probe"))
     config = RunConfig(
         recipe="probe",
         data="folder",
         model=f"{folder}/own.py:small",
+        model_options=(f"rank={request.param}",),
         levels=(1,),
         buckets=1,
         pixels_per_step=4096,
@@ -208,13 +298,29 @@ def test_kept_features_serve_every_fold_and_both_images(probed, monkeypatch):
     assert result.figures.count == len(other.parts["test"])
 
 
-def test_a_network_without_a_linear_head_is_refused(tmp_path, probed):
+def test_parameters_of_few_bits_are_near_and_take_less_space(probed, tmp_path):
+    from spp_jax.checkpoints import Checkpoints
+    from spp_jax.run.probe import run_probe
+
+    folder, job, _ = probed
+    short = dataclasses.replace(job, config=dataclasses.replace(job.config, bits=12))
+    run_probe(short, tmp_path / "few", features_dir=folder / "features")
+    with Checkpoints(folder / "run") as whole, Checkpoints(tmp_path / "few") as rounded:
+        variables, few = whole.model_variables(), rounded.model_variables()
+    for name, exact in variables.items():
+        near = few[name]
+        np.testing.assert_allclose(near, exact, rtol=2.0**-12)
+        if exact.dtype == np.float32:
+            np.testing.assert_array_equal(near.view(np.uint32) % 2**12, 0)
+
+
+def test_a_network_without_a_head_to_fit_is_refused(tmp_path, probed):
     from spp_jax.run.job import prepare
     from spp_jax.run.probe import run_probe
 
     folder, job, _ = probed
     config = dataclasses.replace(job.config, model="compact", model_options=("widths=(4,6)", "hidden=4"))
-    with pytest.raises(UsageError, match="linear head"):
+    with pytest.raises(UsageError, match="linear or quadratic head"):
         run_probe(prepare(config, folder), tmp_path / "run", features_dir=tmp_path)
 
 
@@ -250,3 +356,77 @@ def test_judges_have_names():
     assert shipped("quality") == shipped("beauty")
     with pytest.raises(UsageError, match="does not ship; those that do: quality, beauty, all, compact"):
         shipped("taste")
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """A probe of a network with batch normalisation, and four steps of descent from there."""
+    from spp_jax.run.job import prepare
+    from spp_jax.run.probe import run_probe
+    from spp_jax.run.training_run import TrainingRun
+
+    folder = bright_photos(tmp_path_factory.mktemp("finetune"))
+    config = RunConfig(
+        recipe="probe",
+        data="folder",
+        model=f"{folder}/own.py:normed",
+        levels=(1,),
+        buckets=1,
+        pixels_per_step=4096,
+    )
+    run_probe(prepare(config, folder), folder / "probe", features_dir=folder / "features")
+    config = dataclasses.replace(
+        config,
+        recipe="finetune",
+        init_from=str(folder / "probe"),
+        learning_rate=0.01,
+        body_rate=0.1,
+        steps=4,
+        save_every=2,
+    )
+    job = prepare(config, folder)
+    with TrainingRun(job, folder / "tuned") as run:
+        figures = run.train()
+    return folder, job, figures
+
+
+def variables(folder):
+    from spp_jax.checkpoints import Checkpoints
+
+    with Checkpoints(folder) as checkpoints:
+        return checkpoints.model_variables()
+
+
+def test_fine_tuning_begins_with_the_probe_and_holds_its_statistics(tuned):
+    folder, _, figures = tuned
+    before, after = variables(folder / "probe"), variables(folder / "tuned")
+    assert figures.count > 0
+    for name in (
+        "head/mean",
+        "head/scale",
+        *(f"body/stages/{i}/norm/{s}" for i in (0, 1) for s in ("mean", "var")),
+    ):
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    moved = {name: np.abs(after[name] - before[name]).max() for name in before}
+    # By Adam each parameter of the head moves by about the rate a step, and of the body by a tenth of it.
+    assert 0.002 < moved["head/logits/kernel"] < 0.05
+    assert 0 < moved["body/stages/1/conv/kernel"] < 0.005
+
+
+def test_fine_tuning_goes_on_exactly(tuned, tmp_path):
+    import shutil
+
+    from spp_jax.run.training_run import TrainingRun
+
+    folder, job, _ = tuned
+    shutil.copytree(folder / "tuned", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4")
+    with TrainingRun(job, tmp_path / "run", resume=True) as run:
+        run.begin()
+        assert 0 < run.done < 4
+        run.compile()
+        run.fit()
+        run.finish()
+    whole, resumed = variables(folder / "tuned"), variables(tmp_path / "run")
+    for name, array in whole.items():
+        np.testing.assert_array_equal(resumed[name], array, err_msg=name)

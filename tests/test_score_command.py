@@ -14,6 +14,7 @@ from spp_jax.cli.gathering import Gathering
 from spp_jax.cli.score_file import ScoreFile
 from spp_jax.cli.scored import score_paths
 from spp_jax.config import Decoding, RunConfig
+from spp_jax.data.exif import Facts
 from spp_jax.errors import UsageError
 from spp_jax.scoring import Entry, Scored
 
@@ -204,6 +205,26 @@ class TestScoreFile:
         with pytest.raises(UsageError, match="holds no scores"):
             ScoreFile(out, "a")
 
+    def test_what_is_judged_may_be_called_as_a_column_is(self, photos, tmp_path, ending):
+        out = tmp_path / f"scores.{ending}"
+        for _ in range(2):
+            with ScoreFile(out, "a", ("rank", "beauty")) as file:
+                file.keep(Entry(0, photos[0], "", np.array([0.25, 0.5], np.float32)))
+        (row,) = rows(out)
+        assert [float(row[name]) for name in ("rank (score)", "beauty")] == [0.25, 0.5]
+
+    @pytest.mark.parametrize("beside", ["", ".all"])
+    @pytest.mark.parametrize("content", ["[" * 10**5, "[3]\n", "{}", "null", "my,thesis\n", "photo,photo\n"])
+    def test_whatever_is_there_and_holds_no_scores_stays(self, tmp_path, ending, beside, content):
+        out = tmp_path / f"scores.{ending}"
+        file = tmp_path / f"{out.name}{beside}"
+        file.write_text(content)
+        with pytest.raises(UsageError, match="holds no scores") as refused:
+            ScoreFile(out, "a")
+        assert str(file) in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert file.read_text() == content
+
     def test_a_name_need_not_be_text(self, tmp_path, ending):
         strange = tmp_path / os.fsdecode(b"\xff.png")
         try:
@@ -290,3 +311,29 @@ class TestCommand:
         told = capsys.readouterr().err
         assert said in told
         assert told.count("\n") == 1
+
+
+class TestGathering:
+    def test_the_header_of_what_was_skipped_is_not_read_again(self, photos, tmp_path, monkeypatch):
+        asked = []
+
+        def facts(photo, decoding):
+            asked.append((photo.name, decoding.refuse_seconds))
+            return Facts(3, 4)
+
+        monkeypatch.setattr("spp_jax.cli.gathering.photo_facts", facts)
+        decoding = Decoding(refuse_seconds=0.5)
+        with Gathering(photos, [photo.name for photo in photos], decoding, None) as gathering:
+            for scored in Judge().stream(photos):
+                gathering.keep(photos[scored.place], scored)
+            found = gathering.entries(0)
+        assert asked == [(photo.name, 0.5) for photo in photos[:6]]
+        assert [entry.height for entry in found] == [3] * 6 + [None]
+
+    def test_a_line_that_cannot_be_written_ends_it(self, photos, tmp_path, monkeypatch):
+        def full(self, entry):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(ScoreFile, "keep", full)
+        with pytest.raises(OSError, match="No space"):
+            run(Judge(), photos, tmp_path / "scores.csv")

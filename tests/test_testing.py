@@ -59,6 +59,12 @@ def test_assert_padding_exact_catches_a_gradient_outside():
         assert_padding_exact(Summed(), outside=1.0)
 
 
+def test_assert_padding_exact_takes_a_function_without_variables():
+    assert_padding_exact(lambda x: x.map(lambda values: 2 * values))
+    with pytest.raises(AssertionError, match="output of image 0"):
+        assert_padding_exact(lambda x: jnp.nan_to_num(x.values).mean((1, 2)))
+
+
 def test_count_compilations_counts_by_name_and_once_per_shape():
     @jax.jit
     def doubled_for_counting(x):

@@ -10,8 +10,9 @@ from typing import Any
 import tyro
 from tqdm import tqdm
 
+from spp_jax.addresses import writing
 from spp_jax.cli.arguments import AnyPath
-from spp_jax.cli.program import DONE, SKIPPED, run_program
+from spp_jax.cli.program import DONE, FAILED, SKIPPED, run_program
 from spp_jax.cli.scored import limited, score_paths, tell_passed
 from spp_jax.compilation import default_cache_dir, use_compilation_cache, user_folder
 from spp_jax.data import load_dataset
@@ -98,7 +99,6 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
         options.data,
         options.data_dir,
         scorer.config.decoding,
-        say=_log.info,
         outside_files=options.outside_files,
         near_duplicates=scorer.config.near_duplicates and options.data == "folder",
     )
@@ -130,11 +130,12 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
     out = options.out or (options.checkpoint or Path()) / name  # of a judge that ships, where one works
     status = _name_skipped(skipped)
     try:  # before anything is printed, which nobody may read any more
-        out.write_text(json.dumps(described, indent=2) + "\n")
+        with writing(out):
+            out.write_text(json.dumps(described, indent=2) + "\n")
     except OSError as error:
-        if options.out:
-            raise
-        _log.warning(f"the figures are not kept: {error} (--out says where)")
+        said = f"the figures are not kept: {error}"
+        _log.warning(said if options.out else f"{said} (--out says where)")
+        status = FAILED if options.out else status
     print(f"{options.data}, {options.split}, {protocol}, fold {fold}")
     print(result.table())
     return status
@@ -161,7 +162,8 @@ def _score_photos(scorer: Scorer, options: Options) -> int:
     status = score_paths(scorer, found.photos, keep, skipped=found.skipped)
     if options.out:
         described = {str(photo): scores[str(photo)] for photo in found.photos}
-        options.out.write_text(json.dumps(described, indent=2) + "\n")
+        with writing(options.out):
+            options.out.write_text(json.dumps(described, indent=2) + "\n")
     return status
 
 

@@ -1,5 +1,6 @@
 """Scores as they come and what headers tell, gathered into the entries of an album."""
 
+import collections
 import dataclasses
 import posixpath
 import sys
@@ -15,7 +16,6 @@ from spp_jax.cli.score_file import ScoreFile
 from spp_jax.config import Decoding
 from spp_jax.data.decoding import photo_facts
 from spp_jax.data.duplicates import look_of
-from spp_jax.data.exif import Facts
 from spp_jax.scoring import Entry, Scored, in_series, ranked
 
 __all__ = ["Gathering", "name_below"]
@@ -26,7 +26,8 @@ _MANY = 100  # photographs from which a progress bar is worth its line
 class Gathering:
     """Entries of photographs: those that a file kept, and the others as their scores come.
 
-    Headers are read by a thread of their own, ahead of the scores. Use as a context.
+    Headers are read, and lines written, by a thread behind the scores, which do not wait for it. What was
+    skipped is not read again: a file that takes all that its limits allow takes it once. Use as a context.
 
     Attributes:
         kept: entries that the file has.
@@ -43,47 +44,54 @@ class Gathering:
             decoding: its limits hold for headers, too.
             file: keeps results, and has kept some; None: there is none.
         """
-        self._photos, self._names, self._decoding, self._file = photos, names, decoding, file
-        self.kept = file.kept(photos) if file else []
-        self._entries = {entry.place: entry for entry in self.kept}
+        self._names, self._decoding, self._file = names, decoding, file
+        found = file.kept(photos) if file else []
+        self.kept = [dataclasses.replace(entry, name=names[entry.place]) for entry in found]
         self._pool = ThreadPoolExecutor(1, "facts")
-        self._facts: dict[int, Future[Facts]] = {}
+        self._coming: collections.deque[Future[Entry]] = collections.deque()
+        self._entries: dict[int, Entry] = {}
 
     def __enter__(self) -> "Gathering":
-        for place, photo in enumerate(self._photos):
-            entry = self._entries.get(place)
-            if entry is None or (entry.height is None and not entry.reason):  # an older version's
-                self._facts[place] = self._pool.submit(photo_facts, photo, self._decoding)
+        for entry in self.kept:
+            if entry.height is None and not entry.reason:  # an older version's
+                self._coming.append(self._pool.submit(self._complete, entry))
+            self._entries[entry.place] = entry
         return self
 
-    def __exit__(self, *exception) -> None:
-        self._pool.shutdown(cancel_futures=True)
+    def __exit__(self, kind: type | None, *exception) -> None:
+        self._pool.shutdown()  # also where this is interrupted: what was scored is written
+        if kind is None:
+            self._take(all_of_it=True)
 
     def keep(self, photo: Path, scored: Scored) -> None:
-        """Take a result, and write it to the file."""
-        facts = self._facts.pop(scored.place).result()
-        entry = Entry(
-            scored.place,
-            photo,
-            self._names[scored.place],
-            np.atleast_1d(np.asarray(scored.score, np.float32)),
-            scored.reason,
-            bytes=_length(photo),
-            **facts._asdict(),
-        )
-        self._entries[scored.place] = entry
-        if self._file:
-            self._file.keep(entry)
+        """Take a result, and have it written.
+
+        Raises:
+            OSError: an earlier one could not be.
+        """
+        scores = np.atleast_1d(np.asarray(scored.score, np.float32))
+        name = self._names[scored.place]
+        entry = Entry(scored.place, photo, name, scores, scored.reason, bytes=_length(photo))
+        self._coming.append(self._pool.submit(self._complete, entry))
+        self._take()
 
     def entries(self, by: int) -> list[Entry]:
         """All, in the order of the photographs, with their ranks by this output of the judge."""
-        for place, facts in self._facts.items():
-            self._entries[place] = dataclasses.replace(self._entries[place], **facts.result()._asdict())
-        self._facts.clear()
-        found = [
-            dataclasses.replace(self._entries[place], name=name) for place, name in enumerate(self._names)
-        ]
-        return ranked(found, by)
+        self._take(all_of_it=True)
+        return ranked([self._entries[place] for place in range(len(self._names))], by)
+
+    def _complete(self, entry: Entry) -> Entry:
+        if not entry.reason:
+            facts = photo_facts(entry.path, self._decoding)
+            entry = dataclasses.replace(entry, **facts._asdict())
+        if self._file:
+            self._file.keep(entry)
+        return entry
+
+    def _take(self, *, all_of_it: bool = False) -> None:
+        while self._coming and (all_of_it or self._coming[0].done()):
+            entry = self._coming.popleft().result()
+            self._entries[entry.place] = entry
 
     def in_series(
         self, entries: Sequence[Entry], seconds: float, by: int, *, look_alikes: bool

@@ -12,6 +12,7 @@ _COMMANDS = {
     "crop": "write the part of a photograph that is judged best",
     "train": "train a network on a data set",
     "export": "write a judge as programs that JAX and NumPy alone can run",
+    "app": "open a page that judges the photograph dropped into it",
     "evaluate": "apply a trained judge, to a split of a data set or to photographs",
 }
 

@@ -14,6 +14,7 @@ import tyro
 from spp_jax.addresses import is_address
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.gathering import Gathering, name_below
+from spp_jax.cli.page import without_own, write_gallery
 from spp_jax.cli.placing import copy_into, link_into
 from spp_jax.cli.program import DONE, SKIPPED, run_program
 from spp_jax.cli.score_file import ScoreFile
@@ -24,7 +25,8 @@ from spp_jax.data.duplicates import needs_imagehash
 from spp_jax.data.finding import find_photos
 from spp_jax.errors import UsageError
 from spp_jax.names import printable, some
-from spp_jax.scoring import DEFAULT, Entry, Scored, Scorer, best_first
+from spp_jax.scoring import DEFAULT, Entry, Scored, Scorer, best_first, in_series
+from spp_jax.scoring.gallery import BEST, SCORES, Gallery
 
 __all__ = ["main"]
 
@@ -34,26 +36,29 @@ class Choice:
     """Which are the best, and what is done with them."""
 
     sort: bool = False
-    """Say the best first, at the end, and have --out in that order. Else: as they come."""
+    """Print the scores at the end, best first, and write --out in that order. Default: as they come."""
     attribute: str | None = None
     """Which of the things judged decides on rank, picks and stars. Default: the first."""
     top: int | None = None
-    """Only so many, the best, are said, written to --out, copied, linked and given stars. The lines of all
-    are then kept in --out's name with .all behind it, so that the next run scores none again."""
+    """Keep the best N: these are printed, written to --out, copied, linked and given stars. The lines of all
+    photographs are kept beside --out, in a file whose name ends in .all, so the next run scores none again.
+    Default: all."""
     best_of_series: bool = False
-    """Of each series only the best is said, copied, linked, given stars, and counts for --top. Of one series
-    are those that one camera took shortly after one another, by EXIF, and those that look alike. Every line
-    of --out tells its series; the pick is told with its reason. Needs: pip install 'spp_jax[duplicates]'."""
+    """Keep the best of each series: it is printed with the reason, copied, linked, given stars, and counts
+    for --top. Photographs are of one series if one camera took them shortly after one another (by EXIF), or
+    if they look alike. Needs pip install 'spp_jax[duplicates]'."""
     burst_seconds: float = 2.0
-    """Of --best-of-series: at most so many seconds lie between two of a burst. Negative: there are none."""
+    """With --best-of-series: how many seconds lie between two photographs of a burst, at most. A negative
+    number means that there are no bursts."""
     look_alikes: bool = True
-    """Of --best-of-series: those are of one series of whose perceptual hashes at most 6 of 64 bits differ.
-    Without, bursts alone, for which nothing has to be installed."""
+    """With --best-of-series: photographs are of one series if at most 6 of the 64 bits of their perceptual
+    hashes differ. With --no-look-alikes only bursts count, and nothing has to be installed."""
     copy_best: Path | None = None
-    """With --top or --best-of-series: copy these into a folder, made where it is missing. Nothing is
-    overwritten: another file of the same name has a number put behind the copy's; an equal one is enough."""
+    """Copy what --top or --best-of-series keeps into this folder, which is made if it is missing. No file is
+    overwritten: if another file has the name, the copy gets a number. Default: nothing is copied."""
     link_best: Path | None = None
-    """As --copy-best, but symbolic links to the photographs."""
+    """Put symbolic links to what --top or --best-of-series keeps into this folder, as --copy-best does with
+    copies. Default: nothing is linked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,23 +66,35 @@ class Stars:
     """Ratings for photo programs."""
 
     write_xmp: bool = False
-    """Write stars (xmp:Rating, 1 to 5) into an XMP sidecar beside each photograph. The photographs stay as
-    they are, and so does a rating in a sidecar or a photograph; a sidecar without one keeps all else."""
+    """Write stars (xmp:Rating, 1 to 5) into an XMP sidecar beside each photograph, which is left as it is. A
+    rating that is there, in a sidecar or in the photograph, stands. A sidecar without one keeps all else."""
     stars: tuple[float, float, float, float] = (0.2, 0.4, 0.6, 0.8)
-    """Of --write-xmp: from which scores on there are 2, 3, 4 and 5 stars."""
+    """With --write-xmp: the scores from which on there are 2, 3, 4 and 5 stars."""
     sidecar: Literal["full", "stem"] = "full"
-    """Of --write-xmp: what a new sidecar is called. full: photo.jpg.xmp, as by darktable and digiKam; stem:
-    photo.xmp, as by Lightroom and Capture One, where it belongs to the raw file of a pair. One that is there
-    under either name is used."""
+    """With --write-xmp: what a new sidecar is called. full is photo.jpg.xmp, as darktable and digiKam have
+    it. stem is photo.xmp, as Lightroom and Capture One have it, and belongs to the raw file if a JPEG has the
+    same name. A sidecar that is there under either name is used."""
     overwrite_ratings: bool = False
-    """Of --write-xmp: replace ratings, too. One inside a photograph stays, and the sidecar has ours."""
+    """With --write-xmp: replace ratings, too. A photograph is not changed: its sidecar gets the stars."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """A page to look at them all."""
+
+    gallery: AnyPath | None = None
+    """Folder for a page of all photographs: index.html, which a browser opens, and thumbnails. It is made, or
+    is empty, or a gallery already. Run it again, and it goes on; without --out, it keeps the scores, too."""
+    explain_best: int = BEST
+    """With --gallery: how many photographs, the best ones, are shown with map, winners and crops. Each takes
+    a few times as long as its score. 0: none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """Score photographs, or folders of them. Each score is printed as soon as it is known.
 
-    Nothing is ever deleted, moved or overwritten but --out.
+    Nothing is deleted, moved or overwritten, but for the file of --out.
 
     Exit status: 0 done; 1 failed; 2 wrong use; 3 done, and photographs were skipped (each is named on
     standard error); 75 interrupted: run it again with the same --out, and it goes on.
@@ -95,17 +112,18 @@ class Options:
     """Photographs that take more seconds of processor time to decode are skipped. Default: as in training,
     which is 10 if nothing else was asked for."""
     out: Path | None = None
-    """File for the scores: .csv, .jsonl (one a line), .json or .parquet, with rank, percentile, size, time
-    taken and series. Each score is written as soon as it is known, so nothing is lost when the command is
-    killed; what follows from all of them is filled in at the end. Run it again with the same file:
-    photographs that it holds, by length and time of change, are not scored again by the same judge."""
+    """File for the scores: .csv, .jsonl (one a line), .json or .parquet. Each score is written as soon as it
+    is known, so nothing is lost when the command is killed; rank, percentile and series are filled in at the
+    end. Run it again with the same file: photographs that it holds, by length and time of change, are not
+    scored again by the same judge."""
     choice: Annotated[Choice, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Choice)
     rating: Annotated[Stars, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Stars)
+    page: Annotated[Page, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Page)
     engine: Literal["local", "ray"] = "local"
     """Who scores: this machine, or the workers of a Ray cluster (RAY_ADDRESS names it; without one, workers
     on this machine). Paths and checkpoint must be where every worker finds them."""
     workers: int | None = None
-    """Of --engine ray: so many. Default: one a GPU of the cluster, or a machine."""
+    """With --engine ray, how many. Default: one for each GPU of the cluster, or for each machine."""
     programs: int = 16
     """How many compiled programs are held in memory, at most."""
     dry_run: bool = False
@@ -144,6 +162,8 @@ def _check(options: Options) -> None:
         raise UsageError(f"workers={options.workers} is for --engine ray", "workers")
     if choice.top is not None and choice.top < 1:
         raise UsageError(f"top must be at least 1, not {choice.top}", "top")
+    if options.page.explain_best < 0:
+        raise UsageError(f"explain_best must be at least 0, not {options.page.explain_best}", "explain_best")
     check_thresholds(options.rating.stars)
     for flag, folder in (("--copy-best", choice.copy_best), ("--link-best", choice.link_best)):
         if folder is None:
@@ -161,15 +181,18 @@ def _check(options: Options) -> None:
 
 
 def _score(options: Options) -> int:
-    choice = options.choice
+    choice, gallery = options.choice, options.page.gallery and Gallery(options.page.gallery)
     found = find_photos(options.photos)
     tell_passed(found)
     photos = list(dict.fromkeys(found.photos))
+    if gallery:
+        photos = without_own(photos, gallery)
     for folder in (choice.copy_best, choice.link_best):
-        ours = [photo for photo in photos if folder and _inside(photo, folder)]
-        if ours:
-            print(f"passed over: {len(ours)} in {printable(folder)}, where the best go", file=sys.stderr)
-            photos = [photo for photo in photos if photo not in set(ours)]
+        others = [photo for photo in photos if not (folder and _inside(photo, folder))]
+        if len(others) < len(photos):
+            passed = len(photos) - len(others)
+            print(f"passed over: {passed} in {printable(folder)}, where the best go", file=sys.stderr)
+        photos = others
     if not photos:
         raise UsageError(some(found.skipped) or "there is no photograph to score")
     if options.checkpoint:
@@ -183,32 +206,54 @@ def _score(options: Options) -> int:
         return DONE
     names = [name_below(photo, options.photos) for photo in photos]
     at_once = not (choice.sort or choice.top is not None or choice.best_of_series)
+    out = options.out or (gallery and gallery.begin() / SCORES)
     with contextlib.ExitStack() as stack:
         file = None
-        if options.out:
-            only_best = choice.top is not None
-            file = ScoreFile(options.out, scorer.digest, scorer.attributes, only_best=only_best)
+        if out:
+            only_best = bool(options.out) and choice.top is not None
+            file = ScoreFile(out, scorer.digest, scorer.attributes, only_best=only_best)
             stack.enter_context(file)
         gathering = stack.enter_context(Gathering(photos, names, scorer.config.decoding, file))
         kept = [Scored(e.place, e.scores, e.reason) for e in gathering.kept]
+        local = options.engine == "local"
+        watch = gallery.watch(scorer, photos) if gallery and local else None
+        judges = scorer if local else _workers(options, scorer)
         status = score_paths(
-            _judges(options, scorer), photos, gathering.keep, kept, found.skipped, at_once=at_once
+            judges, photos, gathering.keep, kept, found.skipped, at_once=at_once, watch=watch
         )
         entries = gathering.entries(by)
         if choice.best_of_series:
             entries = gathering.in_series(entries, choice.burst_seconds, by, look_alikes=choice.look_alikes)
         best = _best(entries, choice)
         if file is not None:
-            file.finish(best_first(entries) if choice.sort else entries, best)
+            file.finish(best_first(entries) if choice.sort else entries, best if options.out else None)
+    if gallery:
+        _show(gallery, scorer, entries, options, by)
     if not at_once:
         say_entries(best, scorer.attributes)
     return max(status, _use(best, options, by))
 
 
-def _judges(options: Options, scorer: Scorer) -> Any:
-    """Who scores, of the same attributes: the scorer, or workers with one each."""
-    if options.engine == "local":
-        return scorer
+def _show(gallery: Gallery, scorer: Scorer, entries: list[Entry], options: Options, by: int) -> None:
+    """Write the page: of all, their bursts together where no series were asked for."""
+    choice = options.choice
+    if not choice.best_of_series:
+        entries = in_series(entries, choice.burst_seconds, by, look_alikes=False)
+    judge = str(options.checkpoint or f"the judge {options.judge}")
+    given = options.photos[0].absolute().name if len(options.photos) == 1 else ""
+    write_gallery(
+        gallery,
+        scorer,
+        entries,
+        by=by,
+        best=options.page.explain_best,
+        judge=judge,
+        title=given or "Photographs by score",
+    )
+
+
+def _workers(options: Options, scorer: Scorer) -> Any:
+    """Workers with a scorer each, which score as this one does."""
     from spp_jax.scoring.on_ray import Judge, RayScorer
 
     judge = Judge(

@@ -22,6 +22,10 @@ __all__ = ["ScoreFile"]
 
 _OF_ALL = ("rank", "percentile", "series", "pick", "why")  # known when all others are
 _FACTS = ("width", "height", "taken", "camera", "rating")
+_COLUMNS = (
+    *("photo", "rank", "percentile", "width", "height", "taken", "series", "pick", "why", "reason"),
+    *("camera", "rating", "look", "bytes", "changed", "checkpoint"),
+)
 _WHOLE = (".json", ".parquet")  # forms without lines: made at the end
 _NUMBERS = ("width", "height", "rating")
 
@@ -62,23 +66,22 @@ class ScoreFile:
             _pyarrow(path)
         if not path.absolute().parent.is_dir():
             raise UsageError(f"--out {path}: there is no folder {path.absolute().parent}")
-        self.path, self._checkpoint, self._attributes = path, checkpoint, tuple(attributes)
-        self._columns = (
-            *("photo", *self._attributes, "rank", "percentile", "width", "height", "taken", "series"),
-            *("pick", "why", "reason", "camera", "rating", "look", "bytes", "changed", "checkpoint"),
-        )
+        self.path, self._checkpoint = path, checkpoint
+        self._attributes = tuple(f"{name} (score)" if name in _COLUMNS else name for name in attributes)
+        self._columns = ("photo", *self._attributes, *_COLUMNS[1:])
         self._part, self._all = (path.with_name(path.name + ending) for ending in (".part", ".all"))
         self._only_best = only_best
         self._lines = self._all if only_best else self._part if path.suffix in _WHOLE else path
         self._rows: dict[str, dict[str, Any]] = {}
         self._best: list[str] | None = None
-        try:
-            for file in (path, self._all, self._part):
+        for file in (path, self._all, self._part):
+            try:
                 if file.exists():
                     text = "" if file.suffix == ".parquet" else file.read_text(encoding="utf-8")
                     self._rows |= {row["photo"]: row for row in self._read(text, file)}
-        except (ValueError, TypeError, csv.Error) as error:
-            raise UsageError(f"--out {path}: is there, and holds no scores ({error}): name another") from None
+            except (ValueError, TypeError, RecursionError, csv.Error) as error:
+                what = f"is there, and holds no scores ({error}): name another"
+                raise UsageError(f"--out {path}: {'' if file == path else f'{file} '}{what}") from None
         self._file: TextIO | None = None
 
     def __enter__(self) -> "ScoreFile":
@@ -176,14 +179,21 @@ class ScoreFile:
     def _read(self, text: str, file: Path) -> list[dict[str, Any]]:
         if file.suffix == ".parquet":
             return [self._checked(row) for row in _pyarrow(file).parquet.read_table(file).to_pylist()]
-        if file.suffix == ".json":
-            return [self._checked(row) for row in json.loads(text)]
-        text = text[: text.rfind("\n") + 1]  # what a kill broke off
-        if self.path.suffix != ".csv":
-            return [self._checked(json.loads(line)) for line in text.splitlines()]
         if not text:
             return []
-        head, *rows = csv.reader(io.StringIO(text, newline=""))
+        if file.suffix == ".json":
+            rows = json.loads(text)
+            if type(rows) is not list:
+                raise ValueError("no list")
+            return [self._checked(row) for row in rows]
+        whole = text[: text.rfind("\n") + 1]  # without what a kill broke off
+        if not whole and (self.path.suffix == ".csv" or not text.startswith('{"photo": ')):
+            raise ValueError("no line")
+        if self.path.suffix != ".csv":
+            return [self._checked(json.loads(line)) for line in whole.splitlines()]
+        head, *rows = csv.reader(io.StringIO(whole, newline=""))
+        if len(set(head)) < len(head):
+            raise ValueError("a column twice")
         found: list[dict[str, Any]] = [dict(zip(head, row, strict=True)) for row in rows]
         if not found:
             self._check_columns(head)

@@ -14,6 +14,7 @@ from spp_jax.cli.program import DONE, SKIPPED
 from spp_jax.data.finding import Found
 from spp_jax.names import printable
 from spp_jax.scoring import Entry, Scored, Scorer
+from spp_jax.scoring.stream import Watch
 
 __all__ = ["limited", "say_entries", "score_paths", "tell_passed"]
 
@@ -28,6 +29,7 @@ def score_paths(
     skipped: Mapping[str, str] = MappingProxyType({}),
     *,
     at_once: bool = True,
+    watch: Watch | None = None,
 ) -> int:
     """Score files, and say each score, or why there is none, when it is known.
 
@@ -38,6 +40,7 @@ def score_paths(
         kept: results of an earlier call, which are only said; their places are in ``photos``.
         skipped: what was found beside them and cannot be read, with the reason.
         at_once: say scores; else only why there is none.
+        watch: shown the pixels of each that is scored now, with its place in ``photos``, by other threads.
 
     Returns:
         The exit status.
@@ -52,7 +55,10 @@ def score_paths(
         for scored in kept:
             unread += _say(photos[scored.place], scored, at_once)
             bar.update()
-        for scored in scorer.stream([photos[place] for place in left]):
+        shown: dict[str, Any] = {}
+        if watch is not None:
+            shown["watch"] = lambda place, pixels, turned: watch(left[place], pixels, turned)
+        for scored in scorer.stream([photos[place] for place in left], **shown):
             scored = scored._replace(place=left[scored.place])
             photo = photos[scored.place]
             keep(photo, scored)

@@ -213,6 +213,7 @@ def _train(job: Job, options: Options) -> int:
     with run:
         figures = run.train()
     if figures is None:
+        _log.info("run the same command again with --resume, and it goes on")
         return INTERRUPTED
     if jax.process_index() == 0:
         _print_figures(job, figures, options.folder())

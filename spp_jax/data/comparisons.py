@@ -14,7 +14,7 @@ import numpy as np
 from spp_jax.config import Decoding
 from spp_jax.data.decoding import Photo, decode
 from spp_jax.data.records import Pairs, Records
-from spp_jax.data.tables import file_name, split_table
+from spp_jax.data.tables import file_name, split_table, text_of
 from spp_jax.errors import UsageError
 from spp_jax.names import printable
 
@@ -59,10 +59,11 @@ def read_comparisons(path: Path, *, outside_files: bool = False) -> list[Compari
     """
     crops = ("file", *_BOXES[0], *_BOXES[1], *_VOTES)
     forms = (_FILES[0], (*_FILES[1], *_VOTES), crops)
+    text = text_of(path)
     try:
-        heading, lines, _ = split_table(path.read_bytes().decode("utf-8-sig"), *forms)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read as a CSV file in UTF-8: {error}") from None
+        heading, lines, _ = split_table(text, *forms)
+    except csv.Error as error:
+        raise UsageError(f"{path} cannot be read as a CSV file: {error}") from None
     form = next((form for form in forms if all(heading.count(name) == 1 for name in form)), None)
     if form is None:
         raise UsageError(

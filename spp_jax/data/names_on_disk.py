@@ -62,7 +62,10 @@ class NamesOnDisk:
     def leaves(self, name: str) -> bool:
         """Whether the name, or a link that it goes by, leads out of the folder."""
         inside = os.path.realpath(self._folder)
-        return os.path.commonpath([inside, os.path.realpath(self._folder / name)]) != inside
+        try:
+            return os.path.commonpath([inside, os.path.realpath(self._folder / name)]) != inside
+        except ValueError:  # a name that no file can have
+            return False
 
 
 def _plain(name: str) -> str:

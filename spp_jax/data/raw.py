@@ -19,9 +19,10 @@ from spp_jax.data.unreadable import UnreadableError
 __all__ = ["ENDINGS", "develop", "is_raw", "is_raw_tiff", "raw_size", "told"]
 
 ENDINGS = (
-    *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".fff", ".gpr", ".iiq", ".k25"),
-    *(".kdc", ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl"),
-    *(".sr2", ".srf", ".srw", ".x3f"),
+    *(".3fr", ".ari", ".arw", ".bay", ".cap", ".cr2", ".cr3", ".crw", ".cs1", ".dcr", ".dcs", ".dng"),
+    *(".drf", ".eip", ".erf", ".fff", ".gpr", ".iiq", ".k25", ".kdc", ".mdc", ".mef", ".mos", ".mrw"),
+    *(".nef", ".nrw", ".orf", ".ori", ".pef", ".ptx", ".pxn", ".raf", ".raw", ".rw2", ".rwl", ".rwz"),
+    *(".sr2", ".srf", ".srw", ".sti", ".x3f"),
 )
 """How the names of raw files end."""
 

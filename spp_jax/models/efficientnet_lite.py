@@ -9,7 +9,15 @@ from flax import nnx
 from flax.typing import Dtype
 
 from spp_jax.layers import BatchNorm, Conv, DepthwiseConv
-from spp_jax.models.sppnet import Classifier, LinearHead, Pyramid, SPPNet, Stage, Stages
+from spp_jax.models.sppnet import (
+    Classifier,
+    LinearHead,
+    Pyramid,
+    QuadraticHead,
+    SPPNet,
+    Stage,
+    Stages,
+)
 from spp_jax.padded import Padded
 from spp_jax.pooling.bins import Level
 from spp_jax.pooling.reductions import Reduction
@@ -120,6 +128,7 @@ def efficientnet_lite(
     reduce: Sequence[Reduction] = ("mean", "max"),
     maps: Sequence[Pyramid] | str | None = None,
     head: str = "classifier",
+    rank: int = 48,
     dropout: float | None = None,
     pretrained: bool = False,
     freeze_norm: bool = False,
@@ -143,8 +152,10 @@ def efficientnet_lite(
         maps: instead of ``levels`` and ``reduce``, a pyramid for each of several stages' maps: the stem is
             stage 0, then each block is one, then the last convolution. ``several`` is
             :func:`several_stages` with ``levels``, ``judging`` :func:`judging_stages`.
-        head: ``classifier``, fully connected layers; or ``linear``, one over standardised features
-            (:class:`~spp_jax.models.sppnet.LinearHead`), which a probe fills.
+        head: ``classifier``, fully connected layers; or what a probe fills: ``linear``, one layer over
+            standardised features (:class:`~spp_jax.models.sppnet.LinearHead`), or ``quadratic``, with squares
+            of some directions too (:class:`~spp_jax.models.sppnet.QuadraticHead`).
+        rank: of a quadratic head, directions for each output.
         dropout: share of the input of the last layer that is dropped in training; None: as published.
         pretrained: begin with ImageNet's weights; needs the extra ``pretrained``.
         freeze_norm: batch normalisation by its running statistics in training too, which then stay.
@@ -156,8 +167,8 @@ def efficientnet_lite(
         ValueError: there is no such head, or no maps of such a name.
         UsageError: the weights are not installed.
     """
-    if head not in ("classifier", "linear"):
-        raise ValueError(f"head={head!r} is unknown; known are 'classifier', 'linear'")
+    if head not in ("classifier", "linear", "quadratic"):
+        raise ValueError(f"head={head!r} is unknown; known are 'classifier', 'linear', 'quadratic'")
     if isinstance(maps, str):
         if maps not in ("several", "judging"):
             raise ValueError(f"maps={maps!r} is unknown; known are 'several', 'judging', and pyramids")
@@ -168,9 +179,11 @@ def efficientnet_lite(
         stages = _stages(blocks_of(name), freeze_norm=freeze_norm, dtype=dtype, rngs=rngs)
         return Stages(stages, remat=remat)
 
-    def make_head(bins: int, features: int) -> Classifier | LinearHead:
+    def make_head(bins: int, features: int) -> Classifier | LinearHead | QuadraticHead:
         if head == "linear":
             return LinearHead(bins * features, outputs, dtype=dtype, rngs=rngs)
+        if head == "quadratic":
+            return QuadraticHead(bins * features, outputs, rank=rank, dtype=dtype, rngs=rngs)
         return Classifier(
             bins, features, hidden=hidden, outputs=outputs, dropout=drops, dtype=dtype, rngs=rngs
         )

@@ -22,6 +22,7 @@ __all__ = [
     "ConvStage",
     "LinearHead",
     "Pyramid",
+    "QuadraticHead",
     "SPPNet",
     "Stage",
     "Stages",
@@ -237,6 +238,45 @@ class LinearHead(nnx.Module):
         """``[batch, bins, features]`` -> ``[batch, outputs]``."""
         vector = pooled.reshape(pooled.shape[0], -1)
         return self.logits((vector - self.mean[...]) * self.scale[...])
+
+
+class QuadraticHead(nnx.Module):
+    """A linear layer over standardised features, and squares of a few directions of them.
+
+    ``z @ kernel + bias + (z @ directions)**2 @ curvature`` where ``z = (x - mean) * scale``: what ridge
+    regression with a kernel of degree two gives, its quadratic form cut to the directions that bend most. It
+    begins with logits of 0, the directions at random.
+
+    Attributes:
+        mean: float32 ``[features]``, no parameter.
+        scale: likewise: one over the deviation.
+        logits: the layer, of kernel ``[features, outputs]`` and bias ``[outputs]``.
+        directions: a layer without bias, of kernel ``[features, rank * outputs]``.
+        curvature: a layer without bias, of kernel ``[rank * outputs, outputs]``.
+    """
+
+    def __init__(self, features: int, outputs: int, *, rank: int, dtype: Dtype | None = None, rngs: nnx.Rngs):
+        """Make the head.
+
+        Args:
+            features: how many it is given.
+            outputs: how many logits.
+            rank: directions for each of them.
+            dtype: to compute in; None: what parameters and input promote to.
+            rngs: for the initial directions.
+        """
+        self.mean, self.scale = Statistic(jnp.zeros(features)), Statistic(jnp.ones(features))
+        zeros = nnx.initializers.zeros_init()
+        self.logits = nnx.Linear(features, outputs, kernel_init=zeros, dtype=dtype, rngs=rngs)
+        bare = {"use_bias": False, "dtype": dtype, "rngs": rngs}
+        self.directions = nnx.Linear(features, rank * outputs, **bare)
+        self.curvature = nnx.Linear(rank * outputs, outputs, kernel_init=zeros, **bare)
+
+    def __call__(self, pooled: jax.Array) -> jax.Array:
+        """``[batch, bins, features]`` -> ``[batch, outputs]``."""
+        vector = pooled.reshape(pooled.shape[0], -1)
+        standard = (vector - self.mean[...]) * self.scale[...]
+        return self.logits(standard) + self.curvature(jnp.square(self.directions(standard)))
 
 
 class SPPNet(nnx.Module):

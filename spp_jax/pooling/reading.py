@@ -17,7 +17,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,8 @@ _LEFT_OVER = 0.045  # the share of a map that a TPU leaves to be written and rea
 _MOST_RESULTS = 16  # of one reduction there, as each takes time for every cell
 _CELLS_A_STEP = {1: (16,), 2: (4, 4), 3: (2, 2, 4)}  # of a window, along each axis of so many
 _OWN_CELLS_A_STEP = {1: (4,), 2: (2, 2), 3: (1, 2, 2)}  # the same by a combine of one's own
+_SMALL_SIDES = 12, 28  # cells: of a map of which much is left after one axis, though less than it has bins
+_BYTES_AT_ONCE = 4 << 20  # of such maps, that a CPU's caches hold
 _OWN_ROWS_A_STEP = 4  # by a combine of one's own: each more makes the program longer, and soon slower
 
 
@@ -404,12 +406,11 @@ def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Call
     ``most``: rows of a step.
     """
 
-    def read(state, axis, segments):
+    def read(flat, shape, axis, segments, first_image=0):
+        """One axis of the images, as many as ``shape`` says, from ``first_image`` of the array on."""
         plan = segments.plan
-        identity = monoid.identity(state)
-        flat = jax.tree.map(lambda leaf: _flattened(leaf, axis), state)
-        shape = jax.tree.leaves(state)[0].shape
-        rows = _Rows.of(shape, axis, *segments.long())
+        identity = monoid.identity(flat)
+        rows = _Rows.of(shape, axis, segments.long(), first_image)
         rows_a_step = _evenly(plan, shape[axis], most)
         steps = _steps(segments, rows_a_step)
 
@@ -433,12 +434,64 @@ def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Call
         best = lax.fori_loop(outside, steps, step, first)
         best = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), best)
         if plan.seams:
-            (seams,) = gather(_Rows.of(shape, axis, *segments.seams()), 0)
+            (seams,) = gather(_Rows.of(shape, axis, segments.seams(), first_image), 0)
             seams = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), seams)
             best = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis), best, seams)
         return best
 
-    return _axis_by_axis(read)
+    def read_images(flat, shape, segments, first_image=0):
+        state = read(flat, shape, 1, segments[0], first_image)
+        for axis, of_axis in enumerate(segments[1:], 2):
+            flat = jax.tree.map(lambda leaf, axis=axis: _flattened(leaf, axis), state)
+            state = read(flat, jax.tree.leaves(state)[0].shape, axis, of_axis)
+        return state
+
+    def read_all(state, segments):
+        shape = jax.tree.leaves(state)[0].shape
+        images = _images_at_once(state)
+        flat = jax.tree.map(lambda leaf: _flattened(leaf, 1), state)
+        if images == len(segments[0].starts):
+            return read_images(flat, shape, segments)
+        return _some_by_some(lambda *some: read_images(flat, (images, *shape[1:]), *some), images, segments)
+
+    return read_all
+
+
+def _some_by_some(read: Callable, images: int, segments: Sequence[_Segments]) -> PyTree:
+    """From a function of the segments of so many images, and of the first one's number, the state of all.
+
+    What an axis leaves for the next is then still in a cache when that reads it: it is much of a small map.
+    """
+    batch = len(segments[0].starts)
+
+    def some(first: jax.Array | int) -> PyTree:
+        def edges(edge: jax.Array) -> jax.Array:
+            return lax.dynamic_slice_in_dim(edge, first, images)
+
+        return read(
+            [each._replace(starts=edges(each.starts), stops=edges(each.stops)) for each in segments], first
+        )
+
+    def step(number: jax.Array, whole: PyTree) -> PyTree:
+        first = jnp.minimum(number * images, batch - images)  # some of the last ones may be read twice
+        return jax.tree.map(
+            lambda whole, part: lax.dynamic_update_slice_in_dim(whole, part, first, 0), whole, some(first)
+        )
+
+    # The first ones outside of the loop: under shard_map the whole varies over as many devices as they.
+    whole = jax.tree.map(
+        lambda part: jnp.pad(part, [(0, batch - images)] + [(0, 0)] * (part.ndim - 1)), some(0)
+    )
+    return lax.fori_loop(1, -(-batch // images), step, whole)
+
+
+def _images_at_once(state: PyTree) -> int:
+    """How many images of a batch a CPU reads at once: of small maps, as many as its caches hold."""
+    leaves = jax.tree.leaves(state)
+    batch, *spatial, _ = leaves[0].shape
+    rounds = math.ceil(sum(leaf.nbytes for leaf in leaves) / _BYTES_AT_ONCE)
+    small = len(spatial) > 1 and _SMALL_SIDES[0] <= max(spatial) <= _SMALL_SIDES[1]
+    return -(-batch // rounds) if small and 2 < rounds < batch else batch
 
 
 def picked(monoid: Monoid) -> Callable:
@@ -607,12 +660,16 @@ class _Rows(NamedTuple):
     stop: jax.Array
 
     @classmethod
-    def of(cls, shape: tuple[int, ...], axis: int, starts: jax.Array, stops: jax.Array) -> "_Rows":
+    def of(
+        cls, shape: tuple[int, ...], axis: int, edges: tuple[jax.Array, jax.Array], first_image: Any
+    ) -> "_Rows":
+        """``edges``: starts and stops of segments; ``first_image``: where ``shape``'s begin in the array."""
         before = shape[:axis]
-        base = jnp.arange(math.prod(before), dtype=jnp.int32).reshape(*before, 1) * shape[axis]
-        per_image = (before[0], *(1,) * (axis - 1), starts.shape[1])
-        edges = (edge.reshape(per_image) + base for edge in (jnp.zeros_like(starts), starts, stops))
-        return cls(*(edge.reshape(-1) for edge in edges))
+        line = jnp.arange(math.prod(before), dtype=jnp.int32).reshape(*before, 1)
+        base = (line + first_image * math.prod(before[1:])) * shape[axis]
+        per_image = (before[0], *(1,) * (axis - 1), edges[0].shape[1])
+        places = (edge.reshape(per_image) + base for edge in (jnp.zeros_like(edges[0]), *edges))
+        return cls(*(place.reshape(-1) for place in places))
 
     def at(self, offsets) -> jax.Array:
         """Where each segment has its rows ``offsets``, ``[n, 1]``, or its last one: ``[n, rows]``."""

@@ -1,5 +1,6 @@
 """What a probe is fitted on: features of every picture, worked out once and kept on the disk."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -24,6 +25,7 @@ from spp_jax.data.schedule import in_order
 __all__ = ["Features", "features_key", "features_of", "features_program", "keep_features", "kept_features"]
 
 _log = logging.getLogger(__name__)
+_OF_HEAD = ("head=", "rank=")  # options that features do not depend on
 
 
 class Features(NamedTuple):
@@ -108,9 +110,10 @@ def features_of(
 def features_key(config: RunConfig, variables: nnx.State, records: Records, mirrored: bool) -> str:
     """A name for these very features: it differs when weights, policy, network, a picture's id or size do.
 
-    The head's variables do not count: features are what it is given.
+    The head's options and variables do not count: features are what it is given.
     """
-    fields = [config.model, config.model_options, config.levels, config.dtype, str(config.decoding), mirrored]
+    options = [option for option in config.model_options if not option.startswith(_OF_HEAD)]
+    fields = [config.model, options, config.levels, config.dtype, str(config.decoding), mirrored]
     digest = hashlib.sha256(json.dumps([fields, records.ids]).encode())
     digest.update(np.asarray(records.sizes).astype("<i8").tobytes())
     pure = {name: value for name, value in nnx.to_pure_dict(variables).items() if name != "head"}
@@ -137,10 +140,10 @@ def kept_features(path: Path, ids: tuple[str, ...]) -> Features | None:
 
 def keep_features(path: Path, ids: tuple[str, ...], features: Features) -> None:
     """Write a file that :func:`kept_features` reads; it appears under its name only when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     names, reasons = list(features.failed), list(features.failed.values())
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("wb") as file:
             np.savez(
                 file,
@@ -152,4 +155,5 @@ def keep_features(path: Path, ids: tuple[str, ...], features: Features) -> None:
         os.replace(part, path)
     except OSError as error:  # the run goes on: they are only worked out anew next time
         _log.warning(f"features cannot be kept in {path}: {error}")
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()

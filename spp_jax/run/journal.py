@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from spp_jax.addresses import is_address
+from spp_jax.addresses import is_address, writing
 from spp_jax.names import cell
 
 __all__ = ["Journal", "draw_curves", "read_journal", "write_skipped"]
@@ -50,7 +50,8 @@ class Journal:
         if is_address(folder):
             return
         whole = self._path.with_suffix(".tmp")
-        whole.write_text(self._text())
+        with writing(whole):
+            whole.write_text(self._text())
         os.replace(whole, self._path)
         self._file = self._path.open("a")
         self._board = _Board(folder / "tensorboard", step)
@@ -65,30 +66,40 @@ class Journal:
             )
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append a line."""
+        """Append a line.
+
+        Raises:
+            OSError: it cannot be written, here as in the other methods.
+        """
         self.lines.append(line)
         if self._file:
-            self._file.write(json.dumps(line) + "\n")
+            with writing(self._path):
+                self._file.write(json.dumps(line) + "\n")
         if self._board:
             self._board.write(line)
 
     def flush(self) -> None:
         """Have everything on disk; called before a checkpoint, which must never be ahead of it."""
         if self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with writing(self._path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
             if self._board:
                 self._board.flush()
         elif self._writes:
-            self._path.write_text(self._text())
+            with writing(self._path):
+                self._path.write_text(self._text())
 
     def close(self) -> None:
         """Flush and close the file."""
-        self.flush()
-        if self._file:
-            self._file.close()
-        if self._board:
-            self._board.close()
+        try:
+            self.flush()
+        finally:
+            if self._file:
+                with contextlib.suppress(OSError):  # flushing said so
+                    self._file.close()
+            if self._board:
+                self._board.close()
 
     def _text(self) -> str:
         return "".join(json.dumps(line) + "\n" for line in self.lines)

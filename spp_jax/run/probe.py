@@ -1,4 +1,4 @@
-"""A run by `--recipe probe`: features of every picture, and a linear head over them in closed form."""
+"""A run by `--recipe probe`: features of every picture, and a head over them in closed form."""
 
 import contextlib
 import dataclasses
@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,12 @@ from tqdm import tqdm
 
 from spp_jax.addresses import is_address
 from spp_jax.checkpoints import About, Checkpoints
-from spp_jax.compilation import replicated
+from spp_jax.compilation import placed, replicated
 from spp_jax.data.records import SPLITS, Records
 from spp_jax.errors import UsageError
 from spp_jax.metrics import Agreement, merit
-from spp_jax.models.sppnet import LinearHead
+from spp_jax.models.sppnet import LinearHead, QuadraticHead, SPPNet
+from spp_jax.names import printable
 from spp_jax.run.artifacts import check_writable, write_description, write_figures, write_page
 from spp_jax.run.beginning import from_weights
 from spp_jax.run.features import (
@@ -35,9 +37,9 @@ from spp_jax.run.job import Job
 from spp_jax.run.journal import Journal, write_skipped
 from spp_jax.run.training_run import TooManySkippedError
 from spp_jax.training import TrainState, configured_training
-from spp_jax.training.probe import STRENGTHS, Probe, fit_probe
+from spp_jax.training.probe import BALANCES, CURVATURES, STRENGTHS, Probe, fit_probe
 
-__all__ = ["FEATURES", "ProbeResult", "job_features", "run_probe"]
+__all__ = ["FEATURES", "ProbeResult", "head_options", "job_features", "run_probe"]
 
 _log = logging.getLogger(__name__)
 FEATURES = Path(platformdirs.user_cache_dir("spp_jax")) / "features"
@@ -74,14 +76,14 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
         features_dir: where features are kept.
 
     Raises:
-        UsageError: the network has no linear head, or the labels cannot be fitted.
+        UsageError: the network has no linear or quadratic head, or the labels cannot be fitted.
         TooManySkippedError: more pictures could not be read than allowed.
         OSError: the folder cannot be written.
 
     Example:
         >>> config = RunConfig(
         ...     recipe="probe", data="folder", model="efficientnet_lite0", init_from="imagenet",
-        ...     model_options=("maps=judging", "head=linear"), max_pixels=270_000,
+        ...     model_options=("maps=judging", "head=quadratic"), max_pixels=270_000,
         ... )  # doctest: +SKIP
         >>> result = run_probe(prepare(config, Path("photos")), Path("runs/probe"))  # doctest: +SKIP
     """
@@ -98,20 +100,24 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
     images = _images(job, graph, state, every, features_dir)
     skipped = dict(job.skipped) | {name: why for image in images for name, why in image.failed.items()}
     for name, reason in skipped.items():
-        _log.warning(f"skipped {name}: {reason}")
+        _log.warning(f"skipped {printable(name)}: {printable(reason)}")
     if len(skipped) > config.max_failed * job.pictures:
         raise TooManySkippedError(
             f"{len(skipped)} of {job.pictures} pictures had to be skipped, more than max_failed "
             f"{config.max_failed:g} allows"
         )
-    probe = _fitted(every, images, rows["train"])
+    options = head_options(nnx.merge(graph, state.model))
+    probe = _fitted(every, images, rows["train"], options)
     scores = _scores(probe, images[0], every)
     parts = {split: job.parts[split].agreement(scores[rows[split]]) for split in ("validation", "test")}
-    final = _fitted(every, images, np.concatenate(list(rows.values()))) if config.refit else probe
+    final = _fitted(every, images, np.concatenate(list(rows.values())), options) if config.refit else probe
     _write(job, folder, state, final, probe, parts, scores[rows["validation"]], every)
     if skipped:
         write_skipped(folder / "skipped.csv", skipped)
-    _log.info(f"done in {time.perf_counter() - began:.0f} s; strength {probe.strengths.tolist()}")
+    _log.info(
+        f"done in {time.perf_counter() - began:.0f} s; strength {probe.strengths.tolist()}, "
+        f"curvature {probe.curvatures.tolist()}, balance {probe.balances.tolist()}"
+    )
     return ProbeResult(parts["test"], probe, skipped)
 
 
@@ -119,7 +125,7 @@ def _described(job: Job) -> str:
     counts = ", ".join(f"{len(records)} {split}" for split, records in job.parts.items())
     return (
         f"{job.config.data}, fold {job.config.fold}: {counts} pictures\n"
-        f"{job.config.model}, a linear head over features that stay as they are; "
+        f"{job.config.model}, a head over features that stay as they are; "
         f"{len(job.schedule.plan.buckets)} buckets; on {job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
     )
 
@@ -132,13 +138,24 @@ def _network(job: Job) -> tuple[TrainState, nnx.GraphDef]:
     else:
         _log.warning("init_from is not given: the body is random, and a probe of it learns little")
     model = nnx.merge(recipe.graph, state.model)
-    if not isinstance(model.head, LinearHead):
+    if not isinstance(model.head, LinearHead | QuadraticHead):
         raise UsageError(
-            f"recipe probe needs a linear head, which {job.config.model} has with model_options head=linear, "
-            "or has not",
+            f"recipe probe needs a linear or quadratic head, which {job.config.model} has with model_options "
+            "head=linear or head=quadratic, or has not",
             "recipe",
         )
     return state, recipe.graph
+
+
+def head_options(model: SPPNet) -> dict[str, Any]:
+    """What a network says of how its head is to be fitted: options of :func:`fit_probe`."""
+    pools = zip(model.body.widths, model.map_pools, strict=True)
+    parts = tuple(sum(channels * pool.num_bins for pool in of) for channels, of in pools)
+    options: dict[str, Any] = {"parts": parts, "balances": BALANCES} if len(parts) > 1 else {}
+    if isinstance(model.head, QuadraticHead):
+        curvature: nnx.Linear = model.head.curvature
+        options |= {"curvatures": CURVATURES, "rank": curvature.in_features // curvature.out_features}
+    return options
 
 
 def _joined(parts: dict[str, Records]) -> tuple[Records, dict[str, np.ndarray]]:
@@ -190,7 +207,7 @@ def _features(
     job: Job, graph: nnx.GraphDef, state: TrainState, every: Records, folder: Path, mirrored: bool
 ) -> Features:
     """Of all pictures, or of their mirror images: kept ones, or worked out now, with a progress bar."""
-    variables = jax.device_put(state.model, replicated(job.mesh))
+    variables = placed(state.model, replicated(job.mesh))
     path = folder / f"{features_key(job.config, variables, every, mirrored)}.npz"
     if (kept := kept_features(path, every.ids)) is not None:
         _log.info(f"features of {len(every)} pictures are kept in {path}")
@@ -205,7 +222,7 @@ def _features(
     return found
 
 
-def _fitted(every: Records, images: list[Features], rows: np.ndarray) -> Probe:
+def _fitted(every: Records, images: list[Features], rows: np.ndarray, options: dict[str, Any]) -> Probe:
     """The head, fitted on these records, each by all of its images that could be read."""
     read = [rows[np.isfinite(image.values[rows]).all(axis=1)] for image in images]
     places = np.concatenate(read)
@@ -216,6 +233,7 @@ def _fitted(every: Records, images: list[Features], rows: np.ndarray) -> Probe:
             every.scores[places],
             [every.groups[place] for place in places],
             good=every.good[places],
+            **options,
         )
     except ValueError as error:
         raise UsageError(f"no head can be fitted: {error}", "labels") from None
@@ -227,6 +245,15 @@ def _scores(probe: Probe, image: Features, every: Records) -> np.ndarray:
     scores = np.full((len(every), probe.weights.shape[1]), np.nan, np.float32)
     scores[read] = 1 / (1 + np.exp(-probe.logits(image.values[read])))
     return scores.reshape(every.scores.shape)
+
+
+def _rounded(values: Any, dtype: Any, bits: int) -> np.ndarray:
+    """Numbers to the nearest of so many significant bits; of other dtypes than float32 as they are."""
+    values = np.asarray(values, dtype)
+    if values.dtype != np.float32 or bits == 24:
+        return values
+    fraction, exponent = np.frexp(values)
+    return np.ldexp(np.round(np.ldexp(fraction, bits)), exponent - bits).astype(np.float32)
 
 
 def _write(
@@ -244,8 +271,12 @@ def _write(
     pure = nnx.to_pure_dict(variables)
     pure["head"]["mean"], pure["head"]["scale"] = jnp.asarray(final.mean), jnp.asarray(final.scale)
     pure["head"]["logits"] = {"kernel": jnp.asarray(final.weights), "bias": jnp.asarray(final.bias)}
+    if final.squares.size:
+        pure["head"]["directions"] = {"kernel": jnp.asarray(final.directions)}
+        pure["head"]["curvature"] = {"kernel": jnp.asarray(final.squares)}
     like = nnx.to_pure_dict(state.model)
-    nnx.replace_by_pure_dict(variables, jax.tree.map(lambda x, y: jnp.asarray(x, y.dtype), pure, like))
+    rounded = jax.tree.map(lambda x, y: jnp.asarray(_rounded(x, y.dtype, job.config.bits)), pure, like)
+    nnx.replace_by_pure_dict(variables, rounded)
     about = About.of(job.config, job.schedule.plan, job.parts["train"].digest(), job.marks)
     figures = parts["validation"].to_dict()
     with Checkpoints(folder) as checkpoints:
@@ -258,8 +289,10 @@ def _write(
     described = {
         "attributes": every.attributes,
         "strengths_tried": STRENGTHS,
-        "errors": probe.errors.tolist(),
+        "errors": probe.errors.tolist(),  # by balance, curvature, strength and attribute
         "strengths": probe.strengths.tolist(),
+        "curvatures": probe.curvatures.tolist(),
+        "balances": probe.balances.tolist(),
         "pictures": [int(n) for n in np.isfinite(probe.held_out).sum(axis=0)],
         "refit": job.config.refit,
     }

@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ def compile_programs(
     programs: Mapping[str, tuple[BucketExecutables, tuple[Bucket, ...]]],
     mesh: Mesh,
     compiled: Callable[[str, Compiled], None],
-    stop: Callable[[], bool] = lambda: False,
+    check: Callable[[], Any] = lambda: None,
 ) -> None:
     """Compile ahead of time, with a progress bar.
 
@@ -29,7 +30,7 @@ def compile_programs(
         programs: by name, and the buckets to compile each for.
         mesh: of the programs.
         compiled: told of each that is ready, with the program's name.
-        stop: asked after each whether to leave the rest.
+        check: called again and again meanwhile; what it raises leaves the rest.
 
     Raises:
         UsageError: some do not fit the device; names every such bucket.
@@ -40,13 +41,11 @@ def compile_programs(
     with tqdm(total=total, unit="program", desc="compile") as bar:
         for name, (executables, buckets) in programs.items():
             try:
-                for ready in executables.compile_all(buckets):
+                for ready in executables.compile_all(buckets, check):
                     if available and ready.bytes and ready.bytes > available:
                         too_large.append(f"{name}, bucket {ready.bucket}: {memory(ready)}")
                     compiled(name, ready)
                     bar.update()
-                    if stop():
-                        return
             except DoesNotFitError as error:
                 too_large.append(f"{name}, {error}")
     if too_large:

@@ -4,7 +4,6 @@ The page is a single HTML file: pictures and plots lie in it as data, there is n
 fetched from anywhere. The same input gives the same bytes.
 """
 
-import base64
 import html
 import io
 from collections.abc import Callable, Iterable
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from spp_jax.data.decoding import UnreadableError, decode
 from spp_jax.data.records import Records
 from spp_jax.metrics import Agreement
 from spp_jax.names import printable
 from spp_jax.run.journal import draw_curves
+from spp_jax.scoring.page import address, head, thumbnail
 
 __all__ = ["write_report"]
 
@@ -26,29 +25,12 @@ _SHOWN = 6  # pictures in a row
 _LONGEST = 192  # side of a thumbnail, in pixels
 _FIGURES = {"count": "pictures scored", "srcc": "SRCC", "plcc": "PLCC"}  # others by their own names
 _NUMBERS = ("count", "accuracy", "srcc", "plcc", "krcc", "auc")
-_HEAD = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark }}
-body {{ font: 15px/1.45 system-ui, sans-serif; max-width: 1280px; margin: 2em auto; padding: 0 1em }}
-table {{ border-collapse: collapse }}
-caption {{ text-align: left; padding: .3em 0 }}
-th, td {{ border-bottom: 1px solid #8886; padding: .2em .8em .2em 0; text-align: left; vertical-align: top }}
-td {{ overflow-wrap: anywhere; white-space: pre-wrap }}
-.counts th, .counts td {{ text-align: right }}
-.plot {{ max-width: 100%; height: auto; border-radius: 4px }}
-.row {{ display: flex; flex-wrap: wrap; gap: 1em }}
-figure {{ margin: 0; width: 192px; overflow-wrap: anywhere }}
-figcaption {{ font-size: 13px }}
-.unread {{ border: 1px dashed #888; padding: .5em; margin: 0 }}
-</style>
-</head>
+_STYLE = """
+body { max-width: 1280px; margin: 2em auto; padding: 0 1em }
+.counts th, .counts td { text-align: right }
+.plot { max-width: 100%; height: auto; border-radius: 4px }
+.row { display: flex; flex-wrap: wrap; gap: 1em }
+.unread { border: 1px dashed var(--quiet); padding: .5em; margin: 0 }
 """
 
 
@@ -88,7 +70,7 @@ def write_report(
     records = every.judged_by(every.attributes[:1])  # the first is drawn and shown
     scores = all_scores.reshape(len(every), len(every.attributes))[:, 0]
     body = [
-        _HEAD.format(title=html.escape(title)),
+        head(title, _STYLE),
         f"<body>\n<h1>{html.escape(title)}</h1>\n",
         _table("facts", facts.items()),
         "<h2>Agreement with the labels</h2>\n",
@@ -171,7 +153,7 @@ def _plots(
     except ModuleNotFoundError:
         return "<p>There are no plots: matplotlib is not installed (pip install 'spp_jax[plots]').</p>\n"
     return "".join(
-        f'<p><img class="plot" alt="{alt}" src="{_data("image/png", png)}"></p>\n' for alt, png in plots
+        f'<p><img class="plot" alt="{alt}" src="{address("image/png", png)}"></p>\n' for alt, png in plots
     )
 
 
@@ -233,20 +215,12 @@ def _figure(records: Records, i: int, score: float) -> str:
     name = html.escape(printable(records.ids[i]))
     label = "none" if np.isnan(records.scores[i]) else f"{records.scores[i]:.3f}"
     try:
-        picture = Image.fromarray(decode(records.photo(i), records.decoding))
+        pixels = decode(records.photo(i), records.decoding)
     except UnreadableError as error:
         shown = f'<p class="unread">cannot be shown: {html.escape(printable(error))}</p>'
     else:
-        picture.thumbnail((_LONGEST, _LONGEST))  # never larger than it is
-        file = io.BytesIO()
-        picture.save(file, "JPEG", quality=85)
-        width, height = picture.size
-        source = _data("image/jpeg", file.getvalue())
+        content, width, height = thumbnail(pixels, _LONGEST)
+        source = address("image/jpeg", content)
         shown = f'<img alt="{name}" width="{width}" height="{height}" src="{source}">'
     caption = f"<b><bdi>{name}</bdi></b><br>score {score:.3f}, label {label}"
     return f"<figure>\n{shown}\n<figcaption>{caption}</figcaption>\n</figure>\n"
-
-
-def _data(kind: str, content: bytes) -> str:
-    """The address that holds the content itself."""
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,15 +1,16 @@
-"""The picture of an explanation: photograph, heat map, winners, parts. Needs matplotlib (spp_jax[plots])."""
+"""Pictures of an explanation: heat map, winners; all in one, with matplotlib (spp_jax[plots])."""
 
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from spp_jax.errors import UsageError
 from spp_jax.scoring.explanation import BinWinners, Explanation
 
-__all__ = ["check_drawing", "draw_explanation"]
+__all__ = ["check_drawing", "draw_explanation", "heat_map", "strongest"]
 
-_SHOWN = 8  # winning cells that are marked
+_VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")
 
 
 def check_drawing() -> None:
@@ -65,6 +66,43 @@ def finest(winners: tuple[BinWinners, ...]) -> list[BinWinners]:
     return [each for each in winners if each.map == last and each.level == level]
 
 
+def heat_map(scores: np.ndarray, longest: int) -> Image.Image:
+    """A picture of 256 colours, from violet at 0 to yellow at 1.
+
+    Args:
+        scores: float32 ``[height, width]``, in [0, 1].
+        longest: its longer side in pixels, at most.
+    """
+    scale = min(1.0, longest / max(scores.shape))
+    size = (max(1, round(scores.shape[1] * scale)), max(1, round(scores.shape[0] * scale)))
+    small = Image.fromarray(scores.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
+    picture = Image.fromarray((np.clip(np.asarray(small), 0, 1) * 255).round().astype(np.uint8))
+    anchors = np.frombuffer(_VIRIDIS, np.uint8).reshape(-1, 3).astype(float)
+    steps, places = np.linspace(0, len(anchors) - 1, 256), np.arange(len(anchors))
+    palette = np.stack([np.interp(steps, places, anchors[:, k]) for k in range(3)], axis=1)
+    picture.putpalette(palette.round().astype(np.uint8).tobytes())  # and so it is of mode P
+    return picture
+
+
+def strongest(winners: tuple[BinWinners, ...], most: int = 8) -> tuple[np.ndarray, np.ndarray]:
+    """The spots that move the logit most, up and down: x and y, float32 ``[k, 2]``, and by how much, ``[k]``.
+
+    Args:
+        winners: of an explanation; what several bins' winners at one spot do is added up.
+        most: spots that move it up, at most, and as many that move it down.
+    """
+    if not winners:
+        return np.zeros((0, 2), np.float32), np.zeros(0)
+    pixels = np.concatenate([each.pixels for each in winners])
+    effects = np.concatenate([each.effects for each in winners])
+    places, where = np.unique(pixels, axis=0, return_inverse=True)
+    sums = np.bincount(where.reshape(-1), weights=effects, minlength=len(places))
+    order = np.argsort(-sums)
+    up, down = order[:most], order[::-1][:most]
+    chosen = np.concatenate([up[sums[up] > 0], down[sums[down] < 0]])
+    return places[chosen], sums[chosen]
+
+
 def _mark(axes, why: Explanation) -> None:
     """The bins of one level, and the winning cells that move the score most."""
     from matplotlib.patches import Rectangle
@@ -76,16 +114,12 @@ def _mark(axes, why: Explanation) -> None:
     for each in bins:
         left, top, right, bottom = each.box
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", lw=0.6))
-    pixels = np.concatenate([each.pixels for each in why.winners])
-    effects = np.concatenate([each.effects for each in why.winners])
-    places, where = np.unique(pixels, axis=0, return_inverse=True)
-    sums = np.bincount(where.reshape(-1), weights=effects, minlength=len(places))
+    places, sums = strongest(why.winners)
     for up, colour, name in ((True, "tab:blue", "up"), (False, "tab:red", "down")):
-        most = np.argsort(-sums if up else sums)[:_SHOWN]
-        most = most[(sums[most] > 0) == up]
-        if len(most):
-            sizes = 30 + 220 * np.abs(sums[most]) / np.abs(sums).max()
-            axes.scatter(*places[most].T, s=sizes, c=colour, alpha=0.75, ec="white", label=name)
+        some = (sums > 0) == up
+        if some.any():
+            sizes = 30 + 220 * np.abs(sums[some]) / np.abs(sums).max()
+            axes.scatter(*places[some].T, s=sizes, c=colour, alpha=0.75, ec="white", label=name)
     axes.legend(loc="lower right", fontsize=8, title="moves the score", title_fontsize=8)
     axes.set_title(f"winning cells; bins of {bins[0].level[0]} x {bins[0].level[1]}")
 

@@ -296,8 +296,12 @@ def _write(path: Path, data: bytes) -> None:
     """Whole or not at all, also where several processes write it."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    part.write_bytes(data)
-    os.replace(part, path)
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    except OSError:  # a disk that is full is not to be filled further
+        part.unlink(missing_ok=True)
+        raise
 
 
 def make_all(programs: Programs, buckets: Iterable[Bucket]) -> list[Program]:

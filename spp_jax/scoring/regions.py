@@ -19,7 +19,7 @@ from spp_jax.compilation import abstract, replicated
 from spp_jax.data.loading import put
 from spp_jax.layers import Geometry
 from spp_jax.models import SPPNet
-from spp_jax.models.sppnet import Classifier, LinearHead
+from spp_jax.models.sppnet import Classifier, LinearHead, QuadraticHead
 from spp_jax.padded import Padded
 from spp_jax.pooling import boxes_to_windows
 from spp_jax.scoring.programs import Programs
@@ -122,7 +122,7 @@ class Regions:
     @property
     def base(self) -> np.ndarray:
         """The vector from which parts are counted: the mean of training where the head knows it, else 0."""
-        if isinstance(self.network.head, LinearHead):
+        if isinstance(self.network.head, LinearHead | QuadraticHead):
             return np.asarray(self.network.head.mean[...], np.float32)
         return np.zeros(self.network.num_features, np.float32)
 

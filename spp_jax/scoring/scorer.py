@@ -36,7 +36,7 @@ from spp_jax.scoring.ladder import Ladder, Shape
 from spp_jax.scoring.programs import Programs, make_all
 from spp_jax.scoring.regions import Regions, Seen, checked_boxes
 from spp_jax.scoring.shipped import DEFAULT, JUDGES, shipped
-from spp_jax.scoring.stream import Ready, Scored, batches_of, read_photo, read_photos
+from spp_jax.scoring.stream import Ready, Scored, Watch, batches_of, read_photo, read_photos
 from spp_jax.training.losses import Loss, create_loss
 
 __all__ = ["Scorer"]
@@ -217,7 +217,7 @@ class Scorer:
             progress(1)
         return scores
 
-    def stream(self, photos: Iterable[Photo]) -> Iterator[Scored]:
+    def stream(self, photos: Iterable[Photo], *, watch: Watch | None = None) -> Iterator[Scored]:
         """Score photographs one after another as they come, in bounded memory.
 
         Files are opened a few ahead, and read by threads. What takes long to read does not delay those after
@@ -226,6 +226,10 @@ class Scorer:
         Args:
             photos: as for :meth:`score`; any iterable, also an endless one. For a list or tuple, programs are
                 chosen with which all of it is done soonest.
+            watch: called by the threads that read, for each photograph that was decoded, with its place, its
+                pixels as the model is given them, uint8 ``[height, width, 3]``, and whether these lie with
+                their axes swapped. So what else is made of a photograph, such as a thumbnail, costs no
+                second decoding. What it raises ends the stream.
 
         Yields:
             ``(place, score, reason)``: the place in ``photos`` counted from 0, a float in [0, 1] (of a judge
@@ -240,9 +244,10 @@ class Scorer:
         expected = isinstance(photos, list | tuple) and bool(self.expect(list(photos)))
         home = functools.partial(self._home, expected=expected)
         if isinstance(photos, list | tuple) and len(photos) == 1:  # a thread would take longer to start
-            ready = iter([(0, read_photo(photos[0], self.config.decoding, self.min_size, home))])
+            seen = None if watch is None else functools.partial(watch, 0)
+            ready = iter([(0, read_photo(photos[0], self.config.decoding, self.min_size, home, seen))])
         else:
-            ready = read_photos(photos, self.config.decoding, self.min_size, home)
+            ready = read_photos(photos, self.config.decoding, self.min_size, home, watch)
         for group in batches_of(ready, self._full):
             good = [(place, found) for place, found in group if isinstance(found, Ready)]
             yield from (Scored(place, np.nan, found) for place, found in group if isinstance(found, str))

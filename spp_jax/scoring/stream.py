@@ -1,5 +1,6 @@
 """Photographs in, rows for a batch out: read by threads, a few ahead, in about the order given."""
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -11,11 +12,13 @@ from spp_jax.addresses import is_address, path_at
 from spp_jax.config import Decoding
 from spp_jax.data.decoding import Photo, UnreadableError, decode, photo_size
 
-__all__ = ["Home", "Ready", "Scored", "batches_of", "read_photo", "read_photos"]
+__all__ = ["Home", "Ready", "Scored", "Watch", "batches_of", "read_photo", "read_photos"]
 
 Shape: TypeAlias = tuple[int, int]
 Home: TypeAlias = Callable[[Shape], tuple[Shape, bool]]
 """From a photograph's size to the shape of its rung, and whether it lies turned there."""
+Watch: TypeAlias = Callable[[int, np.ndarray, bool], Any]
+"""Shown a place, the pixels there, uint8 ``[height, width, 3]``, and whether their axes are swapped."""
 _WAITING = 64_000_000  # pixels read that wait for their batch to be full, at most
 _PATIENCE = 64  # photographs read after one that waits, at most
 
@@ -53,7 +56,13 @@ class Ready(NamedTuple):
         return self.values.shape[0], self.values.shape[1]
 
 
-def read_photo(photo: Photo, decoding: Decoding, smallest: Shape, home: Home) -> Ready | str:
+def read_photo(
+    photo: Photo,
+    decoding: Decoding,
+    smallest: Shape,
+    home: Home,
+    watch: Callable[[np.ndarray, bool], Any] | None = None,
+) -> Ready | str:
     """Decode one photograph into its rung; or say why not.
 
     Args:
@@ -61,6 +70,7 @@ def read_photo(photo: Photo, decoding: Decoding, smallest: Shape, home: Home) ->
         decoding: how.
         smallest: (height, width) below which it is refused.
         home: finds its rung.
+        watch: shown the pixels, and whether their axes are swapped; its errors are raised.
     """
     try:
         if isinstance(photo, str | os.PathLike) and is_address(photo):
@@ -77,13 +87,15 @@ def read_photo(photo: Photo, decoding: Decoding, smallest: Shape, home: Home) ->
         return str(error)
     except OSError as error:  # of an address: each file system has errors of its own
         return " ".join(f"{type(error).__name__}: {error}".split())
+    if watch is not None:
+        watch(pixels, turned)
     values = np.zeros((*shape, 3), np.uint8)
     values[: pixels.shape[0], : pixels.shape[1]] = pixels
     return Ready(values, (pixels.shape[0], pixels.shape[1]), turned)
 
 
 def read_photos(
-    photos: Iterable[Photo], decoding: Decoding, smallest: Shape, home: Home
+    photos: Iterable[Photo], decoding: Decoding, smallest: Shape, home: Home, watch: Watch | None = None
 ) -> Iterator[tuple[int, Ready | str]]:
     """As :func:`read_photo` each, with its place; whichever is ready, a few ahead."""
     workers = len(os.sched_getaffinity(0))
@@ -99,7 +111,8 @@ def read_photos(
                     ended = True
                     break
                 place, photo = item
-                places[pool.submit(read_photo, photo, decoding, smallest, home)] = place
+                seen = None if watch is None else functools.partial(watch, place)
+                places[pool.submit(read_photo, photo, decoding, smallest, home, seen)] = place
             if places:
                 first = next(iter(places))
                 done = [first] if first.done() else wait(places, return_when=FIRST_COMPLETED).done
