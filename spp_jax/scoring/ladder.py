@@ -26,7 +26,7 @@ _LARGEST = 2**26
 _RATIOS = (1, 5 / 4, 4 / 3, 3 / 2, 8 / 5, 16 / 9, 2)  # most photographs are of one of these shapes
 _SETTLED_AFTER = 32  # photographs that say what comes
 _EXPECTED = 10_000  # photographs that a Scorer that is asked again and again is taken to meet
-_SPARE = 3  # programs that are not planned: for what the plan does not hold
+_SPARE = 2  # programs that are not planned: for what the plan does not hold
 _LARGER = 4  # a rung of so many times the pixels is taken where its program is on the disk
 
 Shape = tuple[int, int]

@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 _FEW = 8  # photographs that are not worth a plan of their own
 _SAMPLE = 512  # headers read to plan for more
 _NO_PROGRAM = ("data", "init_from")  # of a configuration: no program follows from these
-_SERVICE = 10_000  # photographs that are worth a warm-up
+_SERVICE = 100_000  # photographs that are worth a warm-up: of few, a rung that saves little is not taken
 
 
 class Scorer:
