@@ -39,7 +39,10 @@ def executed(path: Path, folder: str | os.PathLike[str], seconds: int = 900) -> 
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """The notebook without what differs from run to run and says nothing; changed in place."""
+    """The notebook without what differs from run to run, and without standard error; changed in place.
+
+    Standard error has what a slow or a busy machine makes XLA and others say.
+    """
     notebook.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -50,13 +53,13 @@ def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.id, cell.metadata = f"cell-{number}", nbformat.NotebookNode()
         if cell.cell_type == "code":
             cell.execution_count = None
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
             for output in cell.outputs:
                 output.pop("execution_count", None)
                 if output.output_type == "execute_result":
                     output.execution_count = None
-                output.metadata = nbformat.NotebookNode() if "metadata" in output else None
-                if output.metadata is None:
-                    del output["metadata"]
+                if "metadata" in output:
+                    output.metadata = nbformat.NotebookNode()
     return notebook
 
 

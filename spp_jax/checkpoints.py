@@ -32,6 +32,7 @@ _log = logging.getLogger(__name__)
 _FORMAT = 2
 _NOT_JUDGED = -2.0  # below every correlation: Orbax complains where there is no figure
 _KEPT = 2  # of the latest; and the best
+_FULL = ("No space left on device", "Disk quota exceeded", "File too large")
 _PARTS = ("about", "model", "training")
 _DESCRIBED = {"format", "config", "plan", "records", "marks", "parts", "arrays", "digest"}
 _T = TypeVar("_T")
@@ -80,6 +81,13 @@ class _OtherVersionError(ValueError):
 
 class _OtherModelError(ValueError):
     """It is not damaged: what it is to be restored to is another model's."""
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, less its own agreement of hosts to stop: the run has one, at more moments than a save is."""
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -152,10 +160,6 @@ class Checkpoints:
         step = self._open().best_step() if self._path.is_dir() else None
         found: Any = None if step is None else self._open().metrics(step)
         return None if found is None or _srcc(found) == _NOT_JUDGED else step
-
-    def reached_preemption(self, step: int) -> bool:
-        """Whether the hosts have agreed to stop after this step, as one of them was told to."""
-        return self._open().reached_preemption(step)
 
     def about(self) -> About:
         """What the newest checkpoint says of its run.
@@ -242,9 +246,7 @@ class Checkpoints:
             write()
         except (ValueError, RuntimeError, OSError) as error:  # which of these depends on the file system
             said = " ".join(str(error).split())
-            known = [
-                reason for reason in ("No space left on device", "Disk quota exceeded") if reason in said
-            ]
+            known = [reason for reason in _FULL if reason in said]
             reason = known[0] if known else said[:300]
             raise OSError(f"no checkpoint can be written to {self._path}: {reason}") from None
 
@@ -364,7 +366,7 @@ class Checkpoints:
     def _open(self) -> ocp.CheckpointManager:
         if self._manager is None:
             self._check_judgements()
-            self._manager = ocp.CheckpointManager(
+            self._manager = _Manager(
                 self._path,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=AnyPreservationPolicy(

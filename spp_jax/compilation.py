@@ -8,8 +8,10 @@ type), and :func:`warn_of_compilations` says which.
 import concurrent.futures
 import contextlib
 import importlib.util
+import json
 import logging
 import os
+import re
 import stat
 import tempfile
 import threading
@@ -33,6 +35,7 @@ __all__ = [
     "CompilationWarning",
     "Compiled",
     "DoesNotFitError",
+    "Price",
     "abstract",
     "compile_lowered",
     "compiles_still",
@@ -40,7 +43,9 @@ __all__ = [
     "default_cache_dir",
     "device_memory",
     "over_rows",
+    "placed",
     "placements",
+    "price_file",
     "quick_flags",
     "replicated",
     "use_compilation_cache",
@@ -92,10 +97,64 @@ class Compiled(NamedTuple):
     bytes: int | None
 
 
+class Price(NamedTuple):
+    """What a compilation costs, as measured on this machine.
+
+    Attributes:
+        seconds: that it takes.
+        pixels_per_second: that go through a program meanwhile, padding included.
+    """
+
+    seconds: float
+    pixels_per_second: float
+
+    @property
+    def pixels(self) -> float:
+        """The unit in which plans count: see :data:`spp_jax.buckets.COMPILATION_PRICE`."""
+        return self.seconds * self.pixels_per_second
+
+    def __str__(self) -> str:
+        return (
+            f"a compilation takes {self.seconds:.1f} s here, in which {self.pixels:,.0f} pixels go through a "
+            f"program ({self.pixels_per_second:,.0f} a second)"
+        )
+
+    @classmethod
+    def read(cls, path: Path | None) -> "Price | None":
+        """As kept before; None where none is, or it cannot be read."""
+        try:
+            told = json.loads(path.read_text()) if path else {}
+            return cls(float(told["seconds"]), float(told["pixels_per_second"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, path: Path | None) -> None:
+        """Keep it, whole or not at all; where it cannot be, it is measured anew."""
+        if path is None:
+            return
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+            part.write_text(json.dumps(self._asdict()))
+            os.replace(part, path)
+
+
+def price_file(*program: str) -> Path | None:
+    """Where the price of a kind of program is kept, by names and this device; None: there is no folder."""
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    if not folder or "://" in folder:
+        return None
+    named = "-".join((*program, jax.devices()[0].device_kind))
+    return Path(folder) / "prices" / f"{re.sub(r'[^A-Za-z0-9]+', '-', named)}.json"
+
+
 class BucketExecutables:
     """A pure function, compiled once for each bucket that is used.
 
     Ahead of time, so that a shape that was not planned is an error and not a compilation.
+
+    Attributes:
+        arguments: from a bucket to the function's arguments, as it was given.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: Callable[[Bucket], tuple], **jit_options):
@@ -108,7 +167,7 @@ class BucketExecutables:
             jit_options: of `jax.jit`: ``donate_argnums``, ``out_shardings``.
         """
         self._jitted = jax.jit(function, **jit_options)
-        self._arguments = arguments
+        self.arguments = arguments
         self._compiled: dict[Bucket, Compiled] = {}
 
     def __getitem__(self, bucket: Bucket) -> Compiled:
@@ -125,10 +184,16 @@ class BucketExecutables:
         """How many executables there are by now."""
         return len(self._compiled)
 
-    def compile_all(self, buckets: Iterable[Bucket]) -> Iterator[Compiled]:
+    def compile_all(
+        self, buckets: Iterable[Bucket], check: Callable[[], Any] = lambda: None
+    ) -> Iterator[Compiled]:
         """Compile for these buckets, yielding each when it is ready, so that progress can be shown.
 
         Python traces one while XLA compiles others in threads. Left early, it does not wait for them.
+
+        Args:
+            buckets: each is compiled once.
+            check: called again and again meanwhile; it may raise.
 
         Raises:
             DoesNotFitError: at the end, and names every bucket that the compiler refused.
@@ -146,6 +211,7 @@ class BucketExecutables:
 
         try:
             for bucket in dict.fromkeys(buckets):
+                check()
                 if bucket in self._compiled:
                     yield self._compiled[bucket]
                     continue
@@ -153,7 +219,12 @@ class BucketExecutables:
                 done = {future for future in waiting if future.done()}
                 waiting -= done
                 yield from ready(done)
-            yield from ready(concurrent.futures.as_completed(waiting))
+            while waiting:
+                check()
+                done, waiting = concurrent.futures.wait(
+                    waiting, _LOOKED_AFTER, concurrent.futures.FIRST_COMPLETED
+                )
+                yield from ready(done)
         finally:
             for future in waiting:
                 future.cancel()
@@ -163,7 +234,7 @@ class BucketExecutables:
     def _lower(self, bucket: Bucket) -> tuple[Any, float]:
         """The program, and the seconds it took."""
         start = time.perf_counter()
-        lowered = self._jitted.lower(*self._arguments(bucket))
+        lowered = self._jitted.lower(*self.arguments(bucket))
         return lowered, time.perf_counter() - start
 
     def _compile(self, bucket: Bucket, lowered: Any, seconds: float) -> Compiled:
@@ -189,6 +260,7 @@ def compile_lowered(lowered: Any, bucket: Bucket) -> Any:
 
 
 _COMPILES = "compile"
+_LOOKED_AFTER = 0.3  # seconds that a compilation is waited for at a time
 
 
 def _in_thread(
@@ -272,6 +344,19 @@ def placements(tree: Any, mesh: Mesh, fsdp: int | None = None) -> Any:
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "rows"))
 
     return jax.tree.map(place, tree)
+
+
+def placed(tree: Any, shardings: Any) -> Any:
+    """The arrays of a tree, so placed.
+
+    As `jax.device_put`; on several hosts by way of NumPy: of an array on the only device of a host, JAX 0.10
+    makes one whose shards cannot be asked for, as saving it does.
+    """
+
+    def local(x: Any) -> Any:
+        return np.asarray(x) if isinstance(x, jax.Array) and x.is_fully_addressable else x
+
+    return jax.device_put(jax.tree.map(local, tree) if jax.process_count() > 1 else tree, shardings)
 
 
 def abstract(tree: Any, shardings: Any) -> Any:

@@ -131,6 +131,19 @@ def grey_16(value: int) -> Image.Image:
     return Image.fromarray(np.full((8, 16), value, np.uint16))
 
 
+def rgb_and(sample: tuple, bits: int = 8, *extra: int) -> bytes:
+    """A TIFF of four samples a pixel; what the fourth is, is said or not."""
+    data = struct.pack(f"<{4 * 128}{'B' if bits == 8 else 'H'}", *sample * 128)
+    return tiff(data, bits, 2, bands=4, extra=[(338, 3, list(extra))] if extra else [])
+
+
+def bmp(bits: int, data: bytes, kind: int = 0, after: bytes = b"") -> bytes:
+    """After the header come masks or a palette."""
+    colours = len(after) // 4 if kind != 3 else 0
+    info = struct.pack("<IiiHHIIiiII", 40, 16, 8, 1, bits, kind, len(data), 0, 0, colours, 0) + after
+    return struct.pack("<2sIHHI", b"BM", 14 + len(info) + len(data), 0, 0, 14 + len(info)) + info + data
+
+
 CLEAR = (200, 100, 50, 0)
 HALF = [228, 178, 153]  # COLOUR at alpha 127 or 128 over white
 Case = tuple[Callable[[], bytes], list[int]]
@@ -179,6 +192,21 @@ ROWS: dict[str, list[Case]] = {
         (lambda: encoded(plain(), "GIF", save_all=True, append_images=[plain("RGB", (1, 2, 3))]), [*COLOUR])
     ],
     "BMP, 24 bits": [(lambda: encoded(plain(), "BMP"), [*COLOUR])],
+    "BMP, 1, 4, 8 or 16 bits; with run lengths": [
+        (lambda: bmp(1, bytes(32), after=bytes([50, 100, 200, 0]) * 2), [*COLOUR]),
+        (lambda: bmp(4, bytes(64), after=bytes([50, 100, 200, 0]) * 16), [*COLOUR]),
+        (lambda: bmp(8, b"\x10\0\0\0" * 8 + b"\0\1", 1, bytes([50, 100, 200, 0])), [*COLOUR]),
+        (lambda: bmp(16, struct.pack("<H", 24 << 10 | 12 << 5 | 6) * 128), [197, 98, 49]),
+        (
+            lambda: bmp(
+                16,
+                struct.pack("<H", 24 << 11 | 25 << 5 | 6) * 128,
+                3,
+                struct.pack("<III", 0xF800, 0x7E0, 0x1F),
+            ),
+            [197, 101, 49],
+        ),
+    ],
     "BMP or TGA, 32 bits, alpha 0 everywhere": [
         (lambda: tga_or_bmp("BMP", 0), [*COLOUR]),
         (lambda: tga_or_bmp("TGA", 0), [*COLOUR]),
@@ -195,6 +223,21 @@ ROWS: dict[str, list[Case]] = {
     r"TIFF, L\*a\*b\*": [(lambda: encoded(plain("LAB", (255, 128, 128)), "TIFF"), WHITE)],
     "TIFF, 1 bit": [(lambda: tiff(b"\xff" * 16, 1), WHITE), (lambda: tiff(b"\xff" * 16, 1, 0), BLACK)],
     "TIFF, 8 bits, grey, 0 for white": [(lambda: tiff(b"\x20" * 128, 8, 0), [223] * 3)],
+    "TIFF, 2 or 4 bits, grey": [
+        (lambda: tiff(b"\xaa" * 32, 2), [170] * 3),
+        (lambda: tiff(b"\x88" * 64, 4), [136] * 3),
+        (lambda: tiff(b"\x88" * 64, 4, 0), [119] * 3),
+    ],
+    "TIFF, RGB with alpha, also multiplied in": [
+        (lambda: rgb_and((*COLOUR, 127), 8, 2), HALF),
+        (lambda: rgb_and((100, 50, 25, 127), 8, 1), HALF),
+        (lambda: rgb_and(CLEAR, 8, 2), WHITE),
+        (lambda: rgb_and((*COLOUR, 127)), HALF),
+    ],
+    "TIFF, RGB with a fourth sample that nothing is said of, 0 everywhere": [
+        (lambda: rgb_and(CLEAR), [*COLOUR]),
+        (lambda: rgb_and(CLEAR, 8, 0), [*COLOUR]),
+    ],
     "TIFF, 12 bits, grey": [(lambda: tiff(twelve_bits(2048), 12), GREY)],
     "TIFF, 16 bits, grey": [(lambda: tiff(b"\xff\x80" * 128, 16), GREY)],
     "TIFF, 16 bits, grey, 0 for white": [(lambda: tiff(b"\xff\x20" * 128, 16, 0), [223] * 3)],
@@ -202,8 +245,11 @@ ROWS: dict[str, list[Case]] = {
         (lambda: tiff(struct.pack("<h", 0x4000) * 128, 16, form=2), [64] * 3),
         (lambda: tiff(struct.pack("<h", -5) * 128, 16, form=2), BLACK),
     ],
-    "TIFF, 16 bits, RGB": [
+    "TIFF, 16 bits, RGB, with or without alpha, or CMYK": [
         (lambda: tiff(bytes([9, 200, 9, 100, 9, 50]) * 128, 16, 2, bands=3), [*COLOUR]),
+        (lambda: rgb_and((51400, 25700, 12850, 32639), 16, 2), HALF),
+        (lambda: rgb_and((25700, 12850, 6425, 32639), 16, 1), HALF),
+        (lambda: tiff(struct.pack("<4H", 0, 32768, 49152, 0) * 128, 16, 5, bands=4), [255, 127, 63]),
     ],
     "TIFF, 32 bits, grey, without sign": [
         (lambda: tiff(struct.pack("<I", 0x80FFFFFF) * 128, 32), GREY),
@@ -313,7 +359,15 @@ def test_heic_without_its_plugin_names_the_extra(monkeypatch):
 
 @pytest.mark.parametrize(
     ("start", "said"),
-    [(b"8BPS\0\1", "Photoshop"), (b"\0\0\1\0\1\0", "icon"), (b"%PDF-1.7", "PDF"), (b"\xff\x0a", "JPEG XL")],
+    [
+        (b"8BPS\0\1", "Photoshop"),
+        (b"\0\0\1\0\1\0", "icon"),
+        (b"%PDF-1.7", "PDF"),
+        (b"\xff\x0a", "JPEG XL"),
+        (b"PF\n2 2\n-1.0\n", "PFM of colours"),
+        (tiff(bytes(1024), 64, form=3), "TIFF of an unusual depth"),
+        (tiff(bytes(160), 10), "TIFF of an unusual depth"),
+    ],
 )
 def test_what_is_known_and_not_read_is_called_by_its_name(start, said):
     with pytest.raises(UnreadableError, match=f"is .*{said}.*, which is not read"):
@@ -408,6 +462,14 @@ class TestColours:
         )
         expected = 255 * np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
         np.testing.assert_allclose(found, expected, atol=1)
+
+
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_a_png_with_megabytes_of_notes_or_profile_is_read(kind):
+    """Programs that paint keep their whole work there; some profiles are large. None tells anything here."""
+    noted = {b"zTXt": b"work\0\0", b"iTXt": b"work\0\1\0\0\0", b"iCCP": b"large\0\0"}[kind]
+    noted += zlib.compress(bytes(5_000_000))
+    np.testing.assert_array_equal(decode(png(8, 0, b"\x80" * 16, chunk(kind, noted))), 128)
 
 
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -40,13 +41,16 @@ if wide:  # parameters too
         nnx.update(model, jax.tree.map(lambda x: x.astype("float64"), nnx.state(model)))
         return model
     spp_jax.models.MODELS._entries["compact"] = compact
-sys.exit(train.main(sys.argv[3:]))
 """
+END = "sys.exit(train.main(sys.argv[3:]))"
 QUICK = ["--data", "noise", "--buckets", "2", "--pixels-per-step", "20000", "--batch-multiple", "8"]
+ONE = [*QUICK, "--buckets", "1", "--levels", "1"]  # what is not about shapes
 
 
-def start(folder: Path, cache: Path, devices: int, dtype: str, *arguments: str, processes: int = 1) -> list:
-    """The processes of a run."""
+def start(
+    folder: Path, cache: Path, devices: int, dtype: str, *arguments: str, processes: int = 1, also=""
+) -> list:
+    """The processes of a run, which do something else as well."""
     here = Path(__file__).parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -56,7 +60,16 @@ def start(folder: Path, cache: Path, devices: int, dtype: str, *arguments: str, 
         several = ["--coordinator", f"127.0.0.1:{port}", "--processes", str(processes), "--process-id"]
         several = [*several, str(number)] if processes > 1 else []
         folders = ["--out", str(folder), "--cache-dir", str(cache)]
-        command = [sys.executable, "-c", HOST, str(devices), dtype, *arguments, *folders, *several]
+        command = [
+            sys.executable,
+            "-c",
+            HOST + also + END,
+            str(devices),
+            dtype,
+            *arguments,
+            *folders,
+            *several,
+        ]
         started.append(
             subprocess.Popen(
                 command,
@@ -74,6 +87,15 @@ def finish(processes: list, status: int = 0) -> str:
     said = [process.communicate(timeout=500)[1] for process in processes]
     assert [process.returncode for process in processes] == [status] * len(processes), said
     return said[0]
+
+
+def until(there: Callable[[], bool], processes: list) -> None:
+    """Wait, while the first of them runs."""
+    ends = time.monotonic() + 400
+    while not there():
+        assert time.monotonic() < ends
+        assert processes[0].poll() is None, processes[0].communicate()
+        time.sleep(0.01)
 
 
 def variables(folder: Path, dtype: str) -> list[np.ndarray]:
@@ -127,14 +149,10 @@ def test_a_run_saved_on_eight_devices_goes_on_on_one(cache, tmp_path):
 
 def test_when_one_host_is_told_to_stop_all_save_the_same_step_and_go_on_later(cache, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    arguments = [*QUICK, "--steps", "120", "--save-every", "1000"]
+    arguments = [*ONE, "--steps", "120", "--save-every", "1000"]
     finish(start(whole, cache, 2, "float64", *arguments, processes=2))
     processes = start(broken, cache, 2, "float64", *arguments, processes=2)
-    ends = time.monotonic() + 400
-    while len(read_journal(broken)) < 20:
-        assert time.monotonic() < ends
-        assert processes[0].poll() is None
-        time.sleep(0.01)
+    until(lambda: len(read_journal(broken)) >= 20, processes)
     processes[1].send_signal(signal.SIGTERM)  # only this one
     finish(processes, 75)
     with Checkpoints(broken) as checkpoints:
@@ -146,6 +164,63 @@ def test_when_one_host_is_told_to_stop_all_save_the_same_step_and_go_on_later(ca
         np.testing.assert_array_equal(one, other)
     lines = [line for line in read_journal(broken) if "loss" in line]
     assert lines == [line for line in read_journal(whole) if "loss" in line]
+
+
+FOREVER = """
+import threading
+from pathlib import Path
+from spp_jax.compilation import BucketExecutables
+def forever(self, bucket, *rest):
+    Path(sys.argv[sys.argv.index("--out") + 1] + f"-{jax.process_index()}").write_text("compiles")
+    threading.Event().wait()
+BucketExecutables._compile = forever
+"""
+
+
+def test_when_one_host_is_told_to_stop_while_all_compile_all_leave_that_at_once(tmp_path):
+    processes = start(tmp_path / "run", tmp_path / "xla", 1, "float32", *ONE, processes=2, also=FOREVER)
+    until(lambda: all((tmp_path / f"run-{number}").exists() for number in (0, 1)), processes)
+    processes[1].send_signal(signal.SIGTERM)
+    finish(processes, 75)
+    with Checkpoints(tmp_path / "run") as checkpoints:
+        assert checkpoints.latest_step() == 0
+
+
+JUDGES = """
+import time
+from pathlib import Path
+from spp_jax.run import evaluator
+judge = evaluator.score_records
+def slowly(*arguments):
+    *others, check = arguments
+    def checks(count):
+        Path(sys.argv[sys.argv.index("--out") + 1] + "-judges").write_text("")
+        time.sleep(1)
+        check(count)
+    for _ in range(100):
+        found = judge(*others, checks)
+    return found
+evaluator.score_records = slowly
+"""
+
+
+def test_when_one_host_is_told_to_stop_while_all_judge_that_is_left_and_owed(cache, tmp_path):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    arguments = [*ONE, "--epochs", "2", "--save-every", "1000"]
+    finish(start(whole, cache, 1, "float64", *arguments, processes=2))
+    processes = start(broken, cache, 1, "float64", *arguments, processes=2, also=JUDGES)
+    until((tmp_path / "broken-judges").exists, processes)
+    processes[1].send_signal(signal.SIGTERM)
+    finish(processes, 75)
+    lines = read_journal(broken)
+    assert lines
+    assert not [line for line in lines if "validation" in line]
+    with Checkpoints(broken) as checkpoints:
+        assert checkpoints.latest_step() == lines[-1]["step"]
+    finish(start(broken, cache, 1, "float64", "--resume", processes=2))
+    assert read_journal(broken) == read_journal(whole)
+    for one, other in zip(variables(broken, "float64"), variables(whole, "float64"), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_incomplete_flags_of_several_processes_are_refused(cache, tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import zlib
@@ -14,6 +15,7 @@ from PIL import Image, features
 
 from spp_jax import Scorer, create_model
 from spp_jax.config import RunConfig
+from spp_jax.data.records import SPLITS
 
 PHOTO = Image.fromarray(
     np.asarray(
@@ -178,3 +180,59 @@ def test_scoring_them_all_names_each_that_has_no_score(corpus):
     upright = [score for path, score in zip(corpus, scores, strict=True) if "orientation-" in path.name]
     assert len(upright) == 25
     assert len(set(upright)) == 1  # to the bit: the same pixels
+
+
+def harmful_files(folder: Path) -> list[str]:
+    """Some that take minutes, or gigabytes, from those who let them; honest ones among them. Their names."""
+    for name, start in (("zeros.jpg", b"\xff\xd8\xff\0"), ("comment.ppm", b"P6 #")):
+        with (folder / name).open("wb") as file:
+            file.write(start)
+            file.truncate(2 * 10**8)
+    file = io.BytesIO()
+    Image.new("RGB", (2500, 2500), (90, 90, 90)).save(file, "JPEG", progressive=True, quality=30)
+    data = file.getvalue()
+    (folder / "scans.jpg").write_bytes(data[:-2] + data[data.rindex(b"\xff\xda") : -2] * 3000 + b"\xff\xd9")
+    tiled = encoded(Image.new("L", (1200, 1000)), "JPEG2000", tile_size=(8, 8), num_resolutions=1)
+    (folder / "tiles.j2k").write_bytes(tiled)
+    (folder / "bomb.png").write_bytes(bomb(14_000, 14_000))
+    for number in range(3):
+        (folder / f"good-{number}.png").write_bytes(encoded(PHOTO.resize((60 + number, 50)), "PNG"))
+    return ["zeros.jpg", "comment.ppm", "scans.jpg", "bomb.png"]
+
+
+PROGRAMS = {
+    "score": ["spp_jax", "score", "--judge", "compact"],
+    "evaluate": ["spp_jax", "evaluate", "--judge", "compact", "--photos"],
+    "train": [
+        *("spp_jax", "train", "--data", "folder", "--protocol", "official", "--max-pixels", "2000"),
+        *("--buckets", "1", "--levels", "1", "--steps", "1", "--max-failed", "0.9", "--data-dir"),
+    ],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_harmful_files_cost_no_program_the_others_nor_much_time(program, tmp_path, compiled_once):
+    (folder := tmp_path / "album").mkdir()
+    harmful = harmful_files(folder)
+    parts = [f"good-{number}.png,0.{number + 1},{part}" for number, part in enumerate(SPLITS)]
+    lines = ["file,score,split", *parts, *(f"{name},0.5,train" for name in (*harmful, "tiles.j2k"))]
+    (folder / "scores.csv").write_text("\n".join(lines))
+    command = [sys.executable, "-m", *PROGRAMS[program], str(folder), "--refuse-seconds", "2"]
+    command += ["--out", str(tmp_path / "run")] if program == "train" else []
+    before = os.times()
+    ran = subprocess.run(
+        [*command, "--cache-dir", str(compiled_once)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    spent = os.times().children_user - before.children_user
+    assert ran.returncode == 3, ran.stderr
+    for name in harmful:
+        assert f"{name}: " in ran.stderr
+        assert name not in ran.stdout
+    if program != "train":
+        assert all(f"good-{number}.png" in ran.stdout for number in range(3))
+    assert "Traceback" not in ran.stderr
+    assert spent < 120  # processor seconds, with what is compiled: of the worst alone they were minutes

@@ -55,7 +55,10 @@ def run_program(name: str, options: type, work: Callable[[], int]) -> int:
     except (OSError, FloatingPointError, SppJaxError, DoesNotFitError) as error:
         return _said(name, in_flags(str(error), flags), FAILED)
     except KeyboardInterrupt:
-        _said(name, "interrupted; if anything was saved, run it again with --resume", INTERRUPTED)
+        again = "if anything was saved, run it again with --resume"
+        if "resume" not in flags:
+            again = "run it again; what --out holds is not lost"
+        _said(name, f"interrupted; {again}" if "out" in flags else "interrupted", INTERRUPTED)
         return _left(INTERRUPTED)
     except (RuntimeError, AssertionError):  # by JAX, the latter where not even a plugin is there
         if _has_device():
@@ -142,6 +145,7 @@ def _leave(status: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()
+        jax.distributed.shutdown()  # of several hosts: else the others take this one for lost
         os._exit(status)
 
 
@@ -166,7 +170,8 @@ class _Shown(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if jax.process_index() == 0:
-            tqdm.write(in_flags(record.getMessage(), self._flags), file=sys.stderr)
+            said = in_flags(record.getMessage(), self._flags)
+            tqdm.write("\n".join(map(printable, said.split("\n"))), file=sys.stderr)
 
 
 def _interrupted_by_sigterm() -> Any:

@@ -208,6 +208,8 @@ def _open(file: BinaryIO, start: bytes) -> Image.Image | BinaryIO:
     return picture
 
 
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_DEPTHS = "of an unusual depth (such as 10 or 14 bits, or floats in colours)"
 _LOOKS = (  # what is not read, and what to say of it: offset, bytes
     (0, b"8BPS", "is a Photoshop file, which is not read: export it"),
     (0, b"\0\0\1\0", "is an icon (.ico), which is not read: convert it"),
@@ -219,6 +221,8 @@ _LOOKS = (  # what is not read, and what to say of it: offset, bytes
     (0, b"DDS ", "is a texture (.dds), which is not read: convert it"),
     (0, b"gimp xcf", "is a GIMP file, which is not read: export it"),
     (0, b"#?RADIANCE", "is Radiance HDR, which is not read: convert it"),
+    (0, b"PF", "is a PFM of colours, which is not read: convert it"),
+    *((0, start, f"is a TIFF {_DEPTHS}, which is not read: convert it") for start in _TIFF),
 )
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 HEIF_BRANDS = (*_HEIC_BRANDS, b"avif", b"avis", b"crx ")
@@ -420,8 +424,12 @@ def _colours(
 
 
 def _says_nothing(picture: Image.Image) -> bool:
-    """Whether the alpha is what writers of BMP and TGA leave in the fourth byte: 0 everywhere."""
-    if picture.format not in ("BMP", "DIB", "TGA") or "A" not in picture.getbands():
+    """Whether the alpha is what writers of BMP and TGA leave in the fourth byte: 0 everywhere.
+
+    Likewise in a TIFF that does not say that its fourth sample is alpha.
+    """
+    unsaid = picture.format == "TIFF" and ExifTags.Base.ExtraSamples not in picture.tag_v2  # pyright: ignore
+    if not (unsaid or picture.format in ("BMP", "DIB", "TGA")) or "A" not in picture.getbands():
         return False
     return picture.getchannel("A").getextrema()[1] == 0
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 from spp_jax.addresses import path_at
 from spp_jax.checkpoints import About, Checkpoints
+from spp_jax.compilation import placed
 from spp_jax.config import RunConfig
 from spp_jax.errors import UsageError
 from spp_jax.layers import RandomState
@@ -61,7 +62,7 @@ def from_weights(config: RunConfig, state: TrainState) -> TrainState:
     params, stats = nnx.split_state(merged, nnx.Param, ...)
     average = None if state.average is None else jax.tree.map(jnp.copy, params)
     fresh = state._replace(params=params, stats=nnx.merge_state(stats, random), average=average)
-    return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), fresh, state)
+    return placed(fresh, jax.tree.map(lambda x: x.sharding, state))
 
 
 def _variables(source: str, config: RunConfig) -> tuple[Imported | None, dict]:

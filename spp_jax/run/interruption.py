@@ -1,14 +1,13 @@
 """Interruption: a run that is told to stop saves first, on all of its hosts after the same step."""
 
-import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
 
 import jax
+from jax.experimental import multihost_utils
 
-from spp_jax.checkpoints import Checkpoints
+from spp_jax.run.hosts import Meeting
 
 __all__ = ["Interruption", "StoppedError"]
 
@@ -22,46 +21,62 @@ class StoppedError(Exception):
 class Interruption:
     """Whether SIGTERM or Ctrl-C has come; a second one stops at once, saving nothing. Use as a context.
 
-    On several hosts these agree on a step to stop after, by Orbax: one that saved alone would wait for ever.
+    On several hosts these agree on a moment to stop at: one that saved alone would wait for ever. A moment is
+    what all of them come to in the same order: the end of a step, or of a batch that is judged. Before the
+    first, while each compiles by itself, all leave that at once.
     """
 
-    def __init__(self, checkpoints: Checkpoints):
-        """Watch nothing yet; the hosts agree by way of ``checkpoints``."""
-        self._checkpoints, self._came, self._at_once = checkpoints, False, False
+    def __init__(self):
+        """Watch nothing yet."""
+        self._came, self._moments = False, 0
 
     def came(self) -> bool:
         """Whether it has, on this host; on several, whether they have agreed to stop."""
         return self._came
 
-    def stops_after(self, step: int) -> bool:
-        """Whether to stop, asked after each step; on every host the same."""
+    def stops_here(self) -> bool:
+        """Whether to stop, asked at each moment; on every host the same."""
         if jax.process_count() > 1 and not self._came:
-            self._came = self._checkpoints.reached_preemption(step)
+            self._moments += (
+                1  # and not the step: they agree on the one after the latest that any has come to
+            )
+            self._came = multihost_utils.reached_preemption_sync_point(self._moments)
         return self._came
 
     def check(self, *_) -> None:
-        """Break off what is under way where one is told to stop; on several hosts it is finished first.
+        """Break off what is under way where one is told to stop; asked at each moment.
 
         Raises:
-            StoppedError: it is to stop.
+            StoppedError: it is to stop; on every host the same.
         """
+        if self.stops_here():
+            raise StoppedError
+
+    def check_apart(self) -> None:
+        """As :meth:`check`, again and again before the first moment, while hosts work by themselves.
+
+        Raises:
+            StoppedError: it is to stop; on every host, if at different times, before it left :meth:`meet`.
+        """
+        self._came = self._came or (self._meeting is not None and self._meeting.called_off())
         if self._came:
             raise StoppedError
 
-    @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Within it nothing is under way that must be finished: it is left as soon as the signal comes."""
-        self._at_once = True
-        try:
-            yield
-        except StoppedError:
-            pass
-        finally:
-            self._at_once = False
+    def meet(self) -> None:
+        """Wait for the other hosts to have come so far.
+
+        Raises:
+            StoppedError: one of them was told to stop before all had.
+        """
+        self._came = self._came or (self._meeting is not None and not self._meeting.come())
+        if self._came:
+            raise StoppedError
 
     def __enter__(self) -> "Interruption":
         # JAX's own watch over SIGTERM tells the other hosts: it keeps its handler. A thread has none.
-        watches = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
+        several = jax.process_count() > 1
+        self._meeting = Meeting() if several else None
+        watches = not several and threading.current_thread() is threading.main_thread()
         signals = (signal.SIGTERM, signal.SIGINT) if watches else ()
         self._before = {s: signal.signal(s, self._handle) for s in signals}
         return self
@@ -74,6 +89,4 @@ class Interruption:
         if self._came:
             raise KeyboardInterrupt
         self._came = True
-        _log.warning("stopping; once more stops at once, saving nothing")
-        if self._at_once:
-            raise StoppedError
+        _log.warning("stopping, and saving first; a second signal stops at once and saves nothing")

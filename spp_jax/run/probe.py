@@ -17,11 +17,12 @@ from tqdm import tqdm
 
 from spp_jax.addresses import is_address
 from spp_jax.checkpoints import About, Checkpoints
-from spp_jax.compilation import replicated
+from spp_jax.compilation import placed, replicated
 from spp_jax.data.records import SPLITS, Records
 from spp_jax.errors import UsageError
 from spp_jax.metrics import Agreement, merit
 from spp_jax.models.sppnet import LinearHead, QuadraticHead, SPPNet
+from spp_jax.names import printable
 from spp_jax.run.artifacts import check_writable, write_description, write_figures, write_page
 from spp_jax.run.beginning import from_weights
 from spp_jax.run.features import (
@@ -99,7 +100,7 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
     images = _images(job, graph, state, every, features_dir)
     skipped = dict(job.skipped) | {name: why for image in images for name, why in image.failed.items()}
     for name, reason in skipped.items():
-        _log.warning(f"skipped {name}: {reason}")
+        _log.warning(f"skipped {printable(name)}: {printable(reason)}")
     if len(skipped) > config.max_failed * job.pictures:
         raise TooManySkippedError(
             f"{len(skipped)} of {job.pictures} pictures had to be skipped, more than max_failed "
@@ -206,7 +207,7 @@ def _features(
     job: Job, graph: nnx.GraphDef, state: TrainState, every: Records, folder: Path, mirrored: bool
 ) -> Features:
     """Of all pictures, or of their mirror images: kept ones, or worked out now, with a progress bar."""
-    variables = jax.device_put(state.model, replicated(job.mesh))
+    variables = placed(state.model, replicated(job.mesh))
     path = folder / f"{features_key(job.config, variables, every, mirrored)}.npz"
     if (kept := kept_features(path, every.ids)) is not None:
         _log.info(f"features of {len(every)} pictures are kept in {path}")

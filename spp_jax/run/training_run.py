@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from spp_jax.addresses import is_address
 from spp_jax.checkpoints import About, Checkpoints
-from spp_jax.compilation import Compiled, placements, warn_of_compilations
+from spp_jax.compilation import Compiled, placed, placements, warn_of_compilations
 from spp_jax.errors import SppJaxError, UsageError
 from spp_jax.metrics import Agreement, merit
 from spp_jax.names import printable
@@ -94,7 +94,7 @@ class TrainingRun:
         self._leads = jax.process_index() == 0
         self._about = About.of(job.config, job.schedule.plan, job.parts["train"].digest(), job.marks)
         recipe, state = configured_training(job.config, job.total_steps, job.schedule.mean_batch, job.marks)
-        self.state: TrainState = jax.device_put(state, placements(state, job.mesh, fsdp))
+        self.state: TrainState = placed(state, placements(state, job.mesh, fsdp))
         self._step = step_executables(recipe, self.state, job.mesh, job.parts["train"], fsdp)
         self._evaluator = Evaluator(recipe, self.state, job, fsdp, self._check_interruption)
         self._seen, self._began = 0, time.perf_counter()
@@ -106,7 +106,7 @@ class TrainingRun:
             if self._leads:
                 opening.enter_context(RunLock(self.folder))
             self._checkpoints = opening.enter_context(Checkpoints(self.folder))
-            self._interruption = opening.enter_context(Interruption(self._checkpoints))
+            self._interruption = opening.enter_context(Interruption())
             opening.callback(self._list_skipped)  # wanted most where a run ended early
             self._open = opening.pop_all()
         return self
@@ -181,9 +181,9 @@ class TrainingRun:
             "step": (self._step, self.job.schedule.buckets),
             "forward": (self._evaluator.forward, self._evaluator.buckets),
         }
-        if not self.interrupted:
-            with self._interruption.at_once():
-                compile_programs(programs, self.job.mesh, told, self._interruption.came)
+        with contextlib.suppress(StoppedError):
+            compile_programs(programs, self.job.mesh, told, self._interruption.check_apart)
+            self._interruption.meet()
 
     def fit(self) -> None:
         """Run the steps that are left, validating each epoch and saving; wait for the last save."""
@@ -228,7 +228,7 @@ class TrainingRun:
                 )
         self._checkpoints.wait()
         if self.interrupted:
-            _log.warning(f"interrupted; saved in {self.folder}: resume it to go on")
+            _log.warning(f"interrupted; saved in {self.folder}")
 
     def finish(self) -> Agreement:
         """Judge the test part, and write figures, curves and report."""
@@ -267,7 +267,7 @@ class TrainingRun:
         self._profile.after(done)
         ends = done == job.total_steps
         srcc = self._validate() if self._is_judged(done) else None
-        stopping = self._interruption.stops_after(done)  # asked once: what stops is saved
+        stopping = self._interruption.stops_here()  # asked once: what stops is saved
         minutes = (time.monotonic() - self._saved_at) / 60
         due = config.save_minutes is not None and jax.process_count() == 1 and minutes >= config.save_minutes
         if done % config.save_every == 0 or due or ends or stopping or srcc is not None:
