@@ -430,3 +430,19 @@ def test_fine_tuning_goes_on_exactly(tuned, tmp_path):
     whole, resumed = variables(folder / "tuned"), variables(tmp_path / "run")
     for name, array in whole.items():
         np.testing.assert_array_equal(resumed[name], array, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_judges_that_ship_judge_as_they_did_when_they_were_trained():
+    skimage = pytest.importorskip("skimage")
+    from PIL import Image, ImageFilter
+
+    from spp_jax import Scorer
+
+    photos = [getattr(skimage.data, name)() for name in ("coffee", "chelsea", "astronaut")]
+    blurred = [np.asarray(Image.fromarray(photo).filter(ImageFilter.GaussianBlur(3))) for photo in photos]
+    scorer = Scorer.from_pretrained("all")
+    assert scorer.attributes == ("quality", "beauty")
+    expected = [[0.832, 0.611], [0.853, 0.720], [0.726, 0.427]]
+    np.testing.assert_allclose(scorer.score(photos), expected, atol=0.01)
+    np.testing.assert_array_less(scorer.score(blurred)[:, 0], 0.4)

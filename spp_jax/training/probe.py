@@ -153,7 +153,7 @@ def fit_probe(
         weights=np.concatenate([layer[:, :1] for layer in layers], axis=1),
         bias=np.array([fit.bias + form.cut for fit, form in zip(fits, forms, strict=True)]),
         directions=np.concatenate([layer[:, 1:] for layer in layers], axis=1),
-        squares=scipy.linalg.block_diag(*(form.squares[:, None] for form in forms)),
+        squares=np.asarray(scipy.linalg.block_diag(*(form.squares[:, None] for form in forms))),
         strengths=np.array([fit.strength for fit in fits]),
         curvatures=np.array([fit.curvature for fit in fits]),
         balances=np.array([fit.balance for fit in fits]),
@@ -213,12 +213,13 @@ def _best(
                 least, found = errors[-1], (dual, bias, held, strength, curvature, balance)
     if found is None:
         raise ValueError("strengths, curvatures and balances must each be one or more numbers")
-    dual, bias, held, *chosen = found
+    dual, bias, held, strength, curvature, balance = found
     slope, offset = _calibration(held, targets, good)
-    everywhere, held_out = np.zeros(len(grams[chosen[-1]])), np.full(len(grams[chosen[-1]]), np.nan)
+    n = len(grams[balance])
+    everywhere, held_out = np.zeros(n), np.full(n, np.nan)
     everywhere[rows], held_out[rows] = slope * dual, slope * held + offset
     shaped = np.array(errors).reshape(len(grams), len(curvatures), len(strengths))
-    return _Fit(everywhere, slope * bias + offset, held_out, *chosen, shaped)
+    return _Fit(everywhere, slope * bias + offset, held_out, strength, curvature, balance, shaped)
 
 
 def _form(gram: np.ndarray, fit: _Fit, rank: int) -> _Form:
