@@ -172,6 +172,7 @@ class TestServed:
         with served(page_module, scorer) as address, pages.playwright.sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=pages.CHROMIUM, args=pages.ARGUMENTS)
             page = browser.new_page()
+            page.set_default_timeout(120_000)  # what it is judged with is compiled first
             page.on("request", lambda request: asked.append(request.url))
             page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
             page.on("pageerror", lambda error: said.append(str(error)))

@@ -330,7 +330,7 @@ class TestGoingOn:
         assert command(*arguments, "--out", out) == 75
         assert not (tmp_path / "best").exists()
         judge.stops_after = math.inf
-        capsys.readouterr()
+        assert "interrupted; run it again; what --out holds is not lost" in capsys.readouterr().err
         assert command(*arguments, "--out", out) == 0
         after = capsys.readouterr().out
         assert sorted(judge.asked) == ["30.jpg", "40.jpg", "66.jpg", "71.jpg", "90.jpg"]

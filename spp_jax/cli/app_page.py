@@ -39,7 +39,7 @@ _STYLE = """
 .parts { border-collapse: collapse; width: 100% }
 .parts td { font-variant-numeric: tabular-nums; text-align: right; width: 5em }
 .parts th { font-weight: 400; text-align: left; white-space: nowrap; width: 1% }
-.parts th, .parts td { border: 0; padding: .15rem .6rem .15rem 0 }
+.parts, .parts tr, .parts th, .parts td { border: 0 !important; padding: .15rem .6rem .15rem 0 !important }
 .parts i { background: #2166c8; border-radius: 2px; display: block; height: .7rem }
 .parts i.down { background: #d2691e }
 .scale { align-items: center; display: flex; gap: .5rem }
@@ -257,11 +257,8 @@ def application(scorer: Scorer, host: str, most_mib: int) -> FastAPI:
 
 def _theme() -> gradio.Theme:
     """Of the system's fonts: none is fetched."""
-    return gradio.themes.Default(
-        primary_hue="blue",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    return gradio.themes.Default(primary_hue="blue", **fonts)
 
 
 def serve(app: FastAPI, listening: socket.socket, stop: threading.Event | None = None) -> None:

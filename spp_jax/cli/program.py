@@ -55,7 +55,10 @@ def run_program(name: str, options: type, work: Callable[[], int]) -> int:
     except (OSError, FloatingPointError, SppJaxError, DoesNotFitError) as error:
         return _said(name, in_flags(str(error), flags), FAILED)
     except KeyboardInterrupt:
-        _said(name, "interrupted; if anything was saved, run it again with --resume", INTERRUPTED)
+        again = "if anything was saved, run it again with --resume"
+        if "resume" not in flags:
+            again = "run it again; what --out holds is not lost"
+        _said(name, f"interrupted; {again}" if "out" in flags else "interrupted", INTERRUPTED)
         return _left(INTERRUPTED)
     except (RuntimeError, AssertionError):  # by JAX, the latter where not even a plugin is there
         if _has_device():
