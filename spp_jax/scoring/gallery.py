@@ -47,7 +47,10 @@ _THUMB, _VIEW = 360, 1600  # longest sides, in pixels
 _VIEW_PIXELS = 1_500_000
 _MAP = 256  # longest side of a map's picture
 _CROPS = 5
-_OURS = re.compile(rf"index\.html|thumbs|views|{re.escape(SCORES)}|\..*\.part")
+_OURS = re.compile(
+    rf"index\.html|thumbs|views|\.?{re.escape(SCORES)}(\..*)?|\..*\.part"
+    r"|\.DS_Store|Thumbs\.db|desktop\.ini"  # which systems put wherever somebody looks
+)
 _MADE = re.compile(r"\.?[0-9a-f]{24}\b.*")
 
 
