@@ -43,7 +43,7 @@ SCORES = "scores.jsonl"
 """File of a gallery in which scores may be kept."""
 
 _log = logging.getLogger(__name__)
-_THUMB, _VIEW = 360, 1600  # longest sides, in pixels
+_THUMB, _VIEW = 320, 1600  # longest sides, in pixels
 _VIEW_PIXELS = 1_500_000
 _MAP = 256  # longest side of a map's picture
 _CROPS = 5
