@@ -99,28 +99,28 @@ def drain(records: Records, specs: list[BatchSpec]) -> None:
         pass
 
 
-def appetite(records: Records, specs: list[BatchSpec]) -> Callable[[], None]:
-    """An epoch of training steps on batches that are on the device already."""
-    config, mesh = RunConfig(), data_mesh()
-    recipe, state = configured_training(config, 1000, 8.0)
-    step = step_executables(recipe, state, mesh)
-    first = {spec.bucket: spec for spec in specs}
-    batches = {
-        spec.bucket: jax.device_put(batch, over_rows(batch, mesh))
-        for spec, batch, _ in load_batches(records, first.values())
-    }
-    state = jax.device_put(state, replicated(mesh))
-    for _ in step.compile_all(first):
-        pass
+class Appetite:
+    """Called, it takes an epoch of training steps on batches that are on the device already."""
 
-    def epoch() -> None:
-        nonlocal state
-        for spec in specs:
-            state, _ = step[spec.bucket].call(state, batches[spec.bucket])
-        jax.block_until_ready(state)
+    def __init__(self, records: Records, specs: list[BatchSpec]):
+        mesh = data_mesh()
+        recipe, state = configured_training(RunConfig(), 1000, 8.0)
+        self.specs, self.step = specs, step_executables(recipe, state, mesh)
+        first = {spec.bucket: spec for spec in specs}
+        self.batches = {
+            spec.bucket: jax.device_put(batch, over_rows(batch, mesh))
+            for spec, batch, _ in load_batches(records, first.values())
+        }
+        self.state = jax.device_put(state, replicated(mesh))
+        for _ in self.step.compile_all(first):
+            pass
+        self()
 
-    epoch()
-    return epoch
+    def __call__(self) -> None:
+        """Train for an epoch, and wait until it is done."""
+        for spec in self.specs:
+            self.state, _ = self.step[spec.bucket].call(self.state, self.batches[spec.bucket])
+        jax.block_until_ready(self.state)
 
 
 def peak(options: Options, folder: Path, times: int) -> int:
@@ -153,8 +153,13 @@ def run(options: Options, folder: Path) -> None:
         assert found
         print(int(found[1]) * 1024)
         return
+    use_compilation_cache(default_cache_dir())
+    seconds = in_turns(contenders(records, specs, decoding), options.rounds)
+    report(records, seconds, options, folder)
+
+
+def contenders(records: Records, specs: list[BatchSpec], decoding: Decoding) -> dict[str, Callable[[], None]]:
     readable = [Path(name) for name in records.ids]
-    megapixels = float(records.sizes.prod(axis=1).sum()) / 1e6
 
     def plain() -> None:
         for path in readable:
@@ -168,20 +173,28 @@ def run(options: Options, folder: Path) -> None:
 
         return run
 
-    use_compilation_cache(default_cache_dir())
-    contenders = {
+    return {
         SCAN: each(photo_size),
         PILLOW: plain,
         DECODE: each(decode),
         PIPELINE: lambda: drain(records, specs),
-        STEP: appetite(records, specs),
+        STEP: Appetite(records, specs),
     }
+
+
+def in_turns(contenders: dict[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:
+    """Seconds that each took."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         for name, contender in contenders.items():
             start = time.perf_counter()
             contender()
             seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def report(records: Records, seconds: dict[str, list[float]], options: Options, folder: Path) -> None:
+    megapixels = float(records.sizes.prod(axis=1).sum()) / 1e6
     medians = {name: float(np.median(times)) for name, times in seconds.items()}
     print(f"{len(records)} photographs, {megapixels:.0f} megapixels as used, {os.cpu_count()} cores\n")
     print(f"{'':28s}{'images/s':>10s}{'Mpx/s':>9s}{'of plain Pillow':>17s}")

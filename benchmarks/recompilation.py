@@ -251,6 +251,22 @@ def exported(step: Callable, state: Any, batches: list[tuple[Bucket, Batch]]) ->
     return step_of_export
 
 
+def programs_of(step: Callable, state: Any, batches: dict[Bucket, Batch]) -> BucketExecutables:
+    """The step for each bucket, on one device."""
+    mesh = data_mesh(jax.devices()[:1])
+
+    def placed(tree):
+        return abstract(tree, placements(tree, mesh))
+
+    like = placed(state)
+    return BucketExecutables(
+        step,
+        lambda bucket: (like, placed(batches[bucket])),
+        donate_argnums=0,
+        out_shardings=replicated(mesh),
+    )
+
+
 def run_row(row: str, cache: str, options: Options) -> dict[str, Any]:
     """One row in this process: an epoch from the start, and one warm."""
     use_compilation_cache(cache)
@@ -266,20 +282,9 @@ def run_row(row: str, cache: str, options: Options) -> dict[str, Any]:
     start = time.perf_counter()
     if row == EXPORT:
         step = exported(step, state, batches)
-    mesh = data_mesh(jax.devices()[:1])
-    everywhere = replicated(mesh)
-
-    def placed(tree):
-        return abstract(tree, placements(tree, mesh))
-
-    state = jax.device_put(state, everywhere)
-    like, of_bucket = placed(state), dict(batches)
-    executables = BucketExecutables(
-        step,
-        lambda bucket: (like, placed(of_bucket[bucket])),
-        donate_argnums=0,
-        out_shardings=everywhere,
-    )
+    everywhere = replicated(data_mesh(jax.devices()[:1]))
+    state, of_bucket = jax.device_put(state, everywhere), dict(batches)
+    executables = programs_of(step, state, of_bucket)
     if "planned" in row:  # the others compile as they go
         for _ in executables.compile_all(of_bucket):
             pass

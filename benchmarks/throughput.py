@@ -1,6 +1,6 @@
 """How fast training is, and where its time goes: device, data, Python, more devices, another framework.
 
-    python benchmarks/throughput.py [--epochs N] [--devices 1 2 4 8] [--torch] [--out FOLDER]
+    python benchmarks/throughput.py [--model NAME] [--epochs N] [--devices 1 2 4 8] [--torch] [--out FOLDER]
 
 Over photographs that are made here, at sizes as real ones have them, trained on by `fit`, the project's own
 loop. Tables: a step of each bucket (milliseconds, true megapixels a second, and of the device's peak where it
@@ -13,6 +13,7 @@ there is a GPU, both run there).
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -54,16 +55,19 @@ class Options:
 
     count: int = 120
     """How many photographs are made."""
-    buckets: int = 4
+    model: str = "compact"
+    """The network; torch has `compact` and `resnet18`."""
+    buckets: int | Literal["auto"] = "auto"
     """Padded shapes."""
-    pixels_per_step: int = 1_000_000
+    pixels_per_step: int = RunConfig().pixels_per_step
     """Padded pixels of a batch."""
     dtype: str = "float32"
     """What the network computes in."""
     epochs: int = 3
     """Passes that are timed, after one that is not."""
-    devices: tuple[int, ...] = (1, 2, 4, 8)
-    """Virtual devices of a CPU to compare; none: leave that out."""
+    devices: tuple[int, ...] = ()
+    """Virtual devices of a CPU to compare, such as 1 2 4 8. Batches are then multiples of the largest number,
+    which pads more."""
     torch: bool = False
     """Train the same network in torch as well, one picture a step."""
     only_epoch: bool = False
@@ -97,7 +101,8 @@ class Bench:
             buckets=options.buckets,
             pixels_per_step=options.pixels_per_step,
             dtype=options.dtype,
-            batch_multiple=8,  # the same batches for every number of devices up to eight
+            model=options.model,
+            batch_multiple=max(options.devices, default=1),  # the same batches for every number of devices
         )
         plan = plan_buckets(self.records.sizes, **config.bucketing)
         self.schedule = Schedule(self.records.sizes, plan, seed=0, flip=True)
@@ -194,8 +199,8 @@ def peak() -> float | None:
 
 def virtual(options: Options, devices: int) -> float:
     """Seconds of an epoch on so many virtual devices, in a process of its own."""
-    arguments = ["--only-epoch", "--devices"]
-    for name in ("count", "buckets", "pixels_per_step", "dtype", "epochs"):
+    arguments = ["--only-epoch", "--devices", *map(str, options.devices)]
+    for name in ("count", "model", "buckets", "pixels_per_step", "dtype", "epochs"):
         arguments += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     ran = subprocess.run(
         [sys.executable, __file__, *arguments],
@@ -207,13 +212,11 @@ def virtual(options: Options, devices: int) -> float:
     return float(ran.stdout.split()[-1])
 
 
-def torch_epoch(records: Records, epochs: int) -> float:
-    """Median seconds of an epoch of `compact` in torch, one picture a step, channels last."""
+def torch_compact() -> Any:
+    """`compact` in torch."""
     import torch
     from torch import nn
     from torch.nn import functional as F  # noqa: N812
-
-    from spp_jax.data.decoding import decode
 
     class Compact(nn.Module):
         def __init__(self):
@@ -228,60 +231,94 @@ def torch_epoch(records: Records, epochs: int) -> float:
             pools = (F.adaptive_avg_pool2d, F.adaptive_max_pool2d)
             pooled = [pool(m, n).flatten(1) for m in maps for pool in pools for n in (1, 2, 4)]
             vector = torch.cat(pooled, 1) * (2 * 21 * 72) ** -0.5
-            return self.logits(F.gelu(self.hidden(vector)))[:, 0]
+            return self.logits(F.gelu(self.hidden(vector)))
 
-    device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
-    model: Any = Compact()
-    model.to(device=device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
-    pictures = [
-        torch.from_numpy(decode(records.photo(i)).copy())[None].permute(0, 3, 1, 2)
-        for i in range(len(records))
-    ]
-    times = []
-    for _ in range(epochs + 1):
+    return Compact()
+
+
+def torch_resnet18() -> Any:
+    """`resnet18` in torch, with a pyramid of means."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F  # noqa: N812
+
+    class Block(nn.Module):
+        def __init__(self, before, width, stride):
+            super().__init__()
+            self.branch = nn.Sequential(
+                nn.Conv2d(before, width, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.Conv2d(width, width, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(width),
+            )
+            self.shortcut = nn.Sequential()
+            if stride > 1 or before != width:
+                self.shortcut = nn.Sequential(
+                    nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+                )
+
+        def forward(self, x):
+            return F.relu(self.branch(x) + self.shortcut(x))
+
+    class ResNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
+            self.stem = nn.Sequential(
+                nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+            )
+            self.blocks = nn.Sequential(*(Block(a, b, 1 + (a != b)) for a, b in itertools.pairwise(widths)))
+            self.logits = nn.Linear(21 * 512, 1)
+
+        def forward(self, x):
+            x = self.blocks(self.stem(x))
+            return self.logits(torch.cat([F.adaptive_avg_pool2d(x, n).flatten(1) for n in (1, 2, 4)], 1))
+
+    return ResNet()
+
+
+TORCH = {"compact": torch_compact, "resnet18": torch_resnet18}
+
+
+class TorchRun:
+    """A network trained in torch, one picture a step, channels last, pictures decoded before."""
+
+    def __init__(self, name: str, records: Records):
+        import torch
+
+        from spp_jax.data.decoding import decode
+
+        torch.set_num_threads(os.cpu_count() or 1)
+        self.device = "cuda" if torch.cuda.is_available() and jax.default_backend() == "gpu" else "cpu"
+        self.model: Any = TORCH[name]().to(device=self.device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-3, weight_decay=0.05)
+        self.scores = records.scores
+        self.pictures = [
+            torch.from_numpy(decode(records.photo(i)).copy())[None].permute(0, 3, 1, 2)
+            for i in range(len(records))
+        ]
+
+    def epoch(self) -> float:
+        """Seconds of it."""
+        import torch
+        from torch.nn import functional as F  # noqa: N812
+
         start = time.perf_counter()
-        for picture, score in zip(pictures, records.scores, strict=True):
-            optimizer.zero_grad()
-            logit = model(picture.to(device).float() / 255 * 4 - 2)
-            F.binary_cross_entropy_with_logits(logit, torch.tensor([score], device=device)).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-        if device == "cuda":
+        for picture, score in zip(self.pictures, self.scores, strict=True):
+            self.optimizer.zero_grad()
+            logit = self.model(picture.to(self.device).float() / 255 * 4 - 2)[:, 0]
+            F.binary_cross_entropy_with_logits(logit, torch.tensor([score], device=self.device)).backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+        if self.device == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times[1:]))
+        return time.perf_counter() - start
 
 
-def main() -> None:
-    options = tyro.cli(Options)
-    use_compilation_cache(default_cache_dir())
-    bench = Bench(options)
-    bench.epoch()
-    if options.only_epoch:
-        print(float(np.median([bench.epoch() for _ in range(options.epochs)])))
-        return
-    loaded = bench.loaded()
-    bench.epoch_of(loaded)
-    bench.device_only(loaded)
-    whole, decoded, device, loop, steps = [], [], [], [], {}
-    for _ in range(options.epochs):  # in turns: what disturbs one disturbs all
-        whole.append(bench.epoch())
-        decoded.append(bench.epoch_of(loaded))
-        loop.append(bench.loop_alone(loaded))
-        seconds, by_bucket = bench.device_only(loaded)
-        device.append(seconds)
-        for bucket, times in by_bucket.items():
-            steps.setdefault(bucket, []).extend(times)
-    count, pixels = len(bench.records), float(bench.records.sizes.prod(axis=1).sum())
-    epoch, ready, alone, idle = (float(np.median(times)) for times in (whole, decoded, device, loop))
+def tell_buckets(bench: Bench, steps: dict[Bucket, list[tuple[float, float]]]) -> list[dict]:
+    """A line for each, of the seconds and true pixels of its steps; the same as figures."""
     device_peak = peak()
-    print(
-        f"compact, {options.dtype}; {bench.mesh.size} {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-    )
-    print(
-        f"{count} pictures, {bench.steps} steps an epoch, {bench.schedule.waste:.1%} of the pixels padding\n"
-    )
     print(f"{'bucket':>22s} {'ms a step':>10s} {'true Mpx/s':>11s} {'GFLOP/s':>9s} {'of peak':>8s}")
     rows = []
     for bucket, times in steps.items():
@@ -291,6 +328,46 @@ def main() -> None:
         share = f"{speed / device_peak:.1%}" if device_peak else "unknown"
         print(f"{bucket!s:>22s} {seconds * 1e3:10.1f} {true:11.2f} {speed / 1e9:9.1f} {share:>8s}")
         rows.append({"bucket": str(bucket), "seconds": seconds, "true Mpx/s": true, "FLOP/s": speed})
+    return rows
+
+
+def main() -> None:
+    options = tyro.cli(Options)
+    if options.torch and options.model not in TORCH:
+        sys.exit(f"--torch: {options.model} is not written in torch here; {', '.join(TORCH)} are")
+    use_compilation_cache(default_cache_dir())
+    bench = Bench(options)
+    bench.epoch()
+    if options.only_epoch:
+        print(float(np.median([bench.epoch() for _ in range(options.epochs)])))
+        return
+    loaded = bench.loaded()
+    bench.epoch_of(loaded)
+    bench.device_only(loaded)
+    whole, decoded, device, loop, steps, beside = [], [], [], [], {}, []
+    rival = TorchRun(options.model, bench.records) if options.torch else None
+    if rival is not None:
+        rival.epoch()
+    for _ in range(options.epochs):  # in turns: what disturbs one disturbs all
+        whole.append(bench.epoch())
+        decoded.append(bench.epoch_of(loaded))
+        if rival is not None:
+            beside.append(rival.epoch())
+        loop.append(bench.loop_alone(loaded))
+        seconds, by_bucket = bench.device_only(loaded)
+        device.append(seconds)
+        for bucket, times in by_bucket.items():
+            steps.setdefault(bucket, []).extend(times)
+    count, pixels = len(bench.records), float(bench.records.sizes.prod(axis=1).sum())
+    epoch, ready, alone, idle = (float(np.median(times)) for times in (whole, decoded, device, loop))
+    print(
+        f"{options.model}, {options.dtype}; {bench.mesh.size} {jax.devices()[0].device_kind}, "
+        f"{os.cpu_count()} cores"
+    )
+    print(
+        f"{count} pictures, {bench.steps} steps an epoch, {bench.schedule.waste:.1%} of the pixels padding\n"
+    )
+    rows = tell_buckets(bench, steps)
     print(f"\nan epoch {epoch:.2f} s: {count / epoch:.1f} images/s, {pixels / epoch / 1e6:.2f} true Mpx/s")
     print(
         f"waiting for data {max(epoch - ready, 0) / epoch:.1%} of it; Python, transfers and metrics take "
@@ -312,11 +389,12 @@ def main() -> None:
         first = described["devices"][options.devices[0]]
         for n, seconds in described["devices"].items():
             print(f"{n} virtual devices: {seconds:.2f} s an epoch, {seconds / first:.2f} of the first")
-    if options.torch:
-        seconds = described["torch"] = torch_epoch(bench.records, options.epochs)
+    if beside:
+        seconds, ratio = float(np.median(beside)), float(np.median(np.divide(beside, decoded)))
+        described |= {"torch": beside}
         print(
             f"torch, one picture a step, decoded before: {seconds:.2f} s, {count / seconds:.1f} images/s: "
-            f"{seconds / ready:.2f} of ours with pictures decoded before"
+            f"{ratio:.2f} of ours with pictures decoded before, the median of {options.epochs} turns"
         )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -335,14 +335,8 @@ def _folder(options: Options, run: str) -> Path:
     return options.out / run.replace(" ", "_")
 
 
-def _each_on_a_core(runs: list[str], options: Options, bar: tqdm) -> int:
-    """All that are not there yet, each in a process with a core of its own; the first status that is not 0.
-
-    On two cores a run is but 1.3 times as fast as on one, its steps being small: two at once end sooner.
-    """
-    cores: queue.Queue[int] = queue.Queue()
-    for core in os.sched_getaffinity(0):
-        cores.put(core)
+def _environment() -> dict[str, str]:
+    """Of a run's process."""
     # With a bound to its size, processes may share the folder of compiled programs: JAX locks it then.
     environment = os.environ | {"JAX_COMPILATION_CACHE_MAX_SIZE": str(10**10)}
     environment["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # of a GPU that they share
@@ -350,55 +344,79 @@ def _each_on_a_core(runs: list[str], options: Options, bar: tqdm) -> int:
         environment["JAX_PLATFORMS"] = "cpu"
         # A run compiles for minutes: so in half the time, for steps that take a tenth more.
         environment["XLA_FLAGS"] = quick_flags(1, environment)
-    started: set[subprocess.Popen] = set()
-    stops = threading.Event()
-    ended = {name: threading.Event() for name in runs}
+    return environment
 
-    def one(name: str) -> int:
-        folder = _folder(options, name)
+
+class _Cores:
+    """Runs one in a thread, each in a process with a core of its own, until one fails or all are stopped."""
+
+    def __init__(self, runs: list[str], options: Options, bar: tqdm):
+        self.options, self.bar, self.environment = options, bar, _environment()
+        self.free: queue.Queue[int] = queue.Queue()
+        for core in os.sched_getaffinity(0):
+            self.free.put(core)
+        self.started: set[subprocess.Popen] = set()
+        self.stops = threading.Event()
+        self.ended = {name: threading.Event() for name in runs}
+
+    def run(self, name: str) -> int:
+        """Wait for a core, and for what the run needs; its status."""
+        folder = _folder(self.options, name)
         if (folder / "figures.json").is_file():
-            bar.update()
-            ended[name].set()
+            self.bar.update()
+            self.ended[name].set()
             return program.DONE
         system = name.split("/")[1]
         if system in SQUARES:  # which ask how large the batches of whole ones were
-            ended[name.replace(system, "whole")].wait()
-        core = cores.get()
+            self.ended[name.replace(system, "whole")].wait()
+        core = self.free.get()
         status = program.FAILED  # where no process comes to be
         try:
-            if stops.is_set():
+            if self.stops.is_set():
                 return program.INTERRUPTED
-            folder.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, __file__, *sys.argv[1:], "--alone", name, "--core", str(core)]
-            with (folder / "log.txt").open("a") as log:
-                # In a session of its own: Ctrl-C is for this process, which passes it on once.
-                process = subprocess.Popen(
-                    command, stdout=log, stderr=log, env=environment, start_new_session=True
-                )
-                started.add(process)
-                if stops.is_set():
-                    process.terminate()
-                status = process.wait()
-                started.discard(process)
+            status = self._process(name, core, folder)
         finally:
             if status:
-                stops.set()  # before those that wait for this one look
-            cores.put(core)
-            ended[name].set()
+                self.stops.set()  # before those that wait for this one look
+            self.free.put(core)
+            self.ended[name].set()
         if status:
             tqdm.write(f"{name} ended with status {status}: see {folder / 'log.txt'}", file=sys.stderr)
         else:
-            bar.update()
+            self.bar.update()
         return status
 
-    def stop(number, frame) -> None:
-        stops.set()
-        for process in tuple(started):
+    def _process(self, name: str, core: int, folder: Path) -> int:
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, __file__, *sys.argv[1:], "--alone", name, "--core", str(core)]
+        with (folder / "log.txt").open("a") as log:
+            # In a session of its own: Ctrl-C is for this process, which passes it on once.
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=self.environment, start_new_session=True
+            )
+            self.started.add(process)
+            if self.stops.is_set():
+                process.terminate()
+            status = process.wait()
+            self.started.discard(process)
+        return status
+
+    def stop(self, number: int, frame: Any) -> None:
+        """Handle a signal: no further run begins, and those that run are told to end."""
+        self.stops.set()
+        for process in tuple(self.started):
             process.terminate()  # it saves
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    with concurrent.futures.ThreadPoolExecutor(cores.qsize()) as threads:
-        statuses = list(threads.map(one, runs))
+
+def _each_on_a_core(runs: list[str], options: Options, bar: tqdm) -> int:
+    """All that are not there yet, each in a process with a core of its own; the first status that is not 0.
+
+    On two cores a run is but 1.3 times as fast as on one, its steps being small: two at once end sooner.
+    """
+    cores = _Cores(runs, options, bar)
+    before = {number: signal.signal(number, cores.stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+        statuses = list(threads.map(cores.run, runs))
     for number, handler in before.items():
         signal.signal(number, handler)
     return next(filter(None, statuses), program.DONE)

@@ -8,8 +8,10 @@ type), and :func:`warn_of_compilations` says which.
 import concurrent.futures
 import contextlib
 import importlib.util
+import json
 import logging
 import os
+import re
 import stat
 import tempfile
 import threading
@@ -33,6 +35,7 @@ __all__ = [
     "CompilationWarning",
     "Compiled",
     "DoesNotFitError",
+    "Price",
     "abstract",
     "compile_lowered",
     "compiles_still",
@@ -42,6 +45,7 @@ __all__ = [
     "over_rows",
     "placed",
     "placements",
+    "price_file",
     "quick_flags",
     "replicated",
     "use_compilation_cache",
@@ -93,10 +97,64 @@ class Compiled(NamedTuple):
     bytes: int | None
 
 
+class Price(NamedTuple):
+    """What a compilation costs, as measured on this machine.
+
+    Attributes:
+        seconds: that it takes.
+        pixels_per_second: that go through a program meanwhile, padding included.
+    """
+
+    seconds: float
+    pixels_per_second: float
+
+    @property
+    def pixels(self) -> float:
+        """The unit in which plans count: see :data:`spp_jax.buckets.COMPILATION_PRICE`."""
+        return self.seconds * self.pixels_per_second
+
+    def __str__(self) -> str:
+        return (
+            f"a compilation takes {self.seconds:.1f} s here, in which {self.pixels:,.0f} pixels go through a "
+            f"program ({self.pixels_per_second:,.0f} a second)"
+        )
+
+    @classmethod
+    def read(cls, path: Path | None) -> "Price | None":
+        """As kept before; None where none is, or it cannot be read."""
+        try:
+            told = json.loads(path.read_text()) if path else {}
+            return cls(float(told["seconds"]), float(told["pixels_per_second"]))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, path: Path | None) -> None:
+        """Keep it, whole or not at all; where it cannot be, it is measured anew."""
+        if path is None:
+            return
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+            part.write_text(json.dumps(self._asdict()))
+            os.replace(part, path)
+
+
+def price_file(*program: str) -> Path | None:
+    """Where the price of a kind of program is kept, by names and this device; None: there is no folder."""
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    if not folder or "://" in folder:
+        return None
+    named = "-".join((*program, jax.devices()[0].device_kind))
+    return Path(folder) / "prices" / f"{re.sub(r'[^A-Za-z0-9]+', '-', named)}.json"
+
+
 class BucketExecutables:
     """A pure function, compiled once for each bucket that is used.
 
     Ahead of time, so that a shape that was not planned is an error and not a compilation.
+
+    Attributes:
+        arguments: from a bucket to the function's arguments, as it was given.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: Callable[[Bucket], tuple], **jit_options):
@@ -109,7 +167,7 @@ class BucketExecutables:
             jit_options: of `jax.jit`: ``donate_argnums``, ``out_shardings``.
         """
         self._jitted = jax.jit(function, **jit_options)
-        self._arguments = arguments
+        self.arguments = arguments
         self._compiled: dict[Bucket, Compiled] = {}
 
     def __getitem__(self, bucket: Bucket) -> Compiled:
@@ -176,7 +234,7 @@ class BucketExecutables:
     def _lower(self, bucket: Bucket) -> tuple[Any, float]:
         """The program, and the seconds it took."""
         start = time.perf_counter()
-        lowered = self._jitted.lower(*self._arguments(bucket))
+        lowered = self._jitted.lower(*self.arguments(bucket))
         return lowered, time.perf_counter() - start
 
     def _compile(self, bucket: Bucket, lowered: Any, seconds: float) -> Compiled:

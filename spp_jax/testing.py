@@ -111,14 +111,20 @@ def lone_tensors(
         magnitude outside (here 0); the gradient with respect to every parameter, summed over the
         images.
     """
+    return _lone(_Differentiable.of(module, dtype), images, dtype, seed)
+
+
+def _lone(
+    run: "_Differentiable", images: Sequence[np.ndarray], dtype: Any, seed: int
+) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
+    params = run.params
     with jax.enable_x64(True):
-        run, params = _differentiable(module, dtype)
         for number, image in enumerate(images):
             x = Padded.whole(jnp.asarray(image[None], dtype))
-            output, _ = jax.eval_shape(run.forward, params, x)
+            output, _ = run.forward.eval_shape(params, x)
             weights = _weights(seed, number, output.shape[1:])[None].astype(dtype)
-            output, _, for_params, for_image = run.run(params, x, weights)
+            output, _, for_params, for_image = jax.device_get(run.run(params, x, weights))
             tensors[f"output of image {number}"] = np.asarray(output[0])
             tensors[f"input gradient of image {number}"] = np.asarray(for_image[0])
             for path, gradient in jax.tree_util.tree_leaves_with_path(for_params):
@@ -150,7 +156,17 @@ def padded_tensors(
             not, and the batch says nothing.
         seed: as for :func:`lone_tensors`, and of how much is padded.
     """
+    return _together(_Differentiable.of(module, dtype), images, dtype, outside, turned, seed)
 
+
+def _together(
+    run: "_Differentiable",
+    images: Sequence[np.ndarray],
+    dtype: Any,
+    outside: float,
+    turned: bool | None,
+    seed: int,
+) -> dict[str, np.ndarray]:
     def lie(array: np.ndarray) -> np.ndarray:
         """As images lie in the batch; and back."""
         return array.swapaxes(0, 1) if turned else array
@@ -161,20 +177,23 @@ def padded_tensors(
     filler = np.zeros((0,) * rank + images[0].shape[-1:], images[0].dtype)
     padded = pad_batch([*map(lie, images), filler], extent)
     tensors: dict[str, np.ndarray] = {}
+    params = run.params
     with jax.enable_x64(True):
-        run, params = _differentiable(module, dtype)
-        values = jnp.where(padded.mask(), padded.values, outside).astype(dtype)
-        x = Padded(values, padded.sizes, None if turned is None else jnp.asarray(turned))
-        output, sizes = jax.eval_shape(run.forward, params, x)
+        # Programs apart, all is NumPy's: else each shape would compile dozens of small ones.
+        mask = np.asarray(_mask(padded))
+        values = np.where(mask, padded.values, outside).astype(dtype)
+        x = Padded(jnp.asarray(values), padded.sizes, None if turned is None else jnp.asarray(turned))
+        output, sizes = run.forward.eval_shape(params, x)
         if sizes is None:
             weights = [_weights(seed, number, output.shape[1:]) for number in range(len(images))]
             weights = np.stack([*weights, np.zeros(output.shape[1:])])
         else:
-            _, sizes = run.forward(params, x)
+            sizes = np.asarray(run.sizes(params, x))
             shapes = [(*size[:: -1 if turned else 1], output.shape[-1]) for size in sizes.tolist()]
             weights = [lie(_weights(seed, number, shape)) for number, shape in enumerate(shapes)]
             weights = pad_batch(weights, output.shape[1:-1]).values
-        output, sizes, for_params, for_values = run.run(params, x, weights.astype(dtype))
+        weights = np.asarray(weights, dtype)
+        output, sizes, for_params, for_values = jax.device_get(run.run(params, x, weights))
         for number, image in enumerate(images):
             cells = output[number] if sizes is None else lie(output[(number, *map(slice, sizes[number]))])
             tensors[f"output of image {number}"] = np.asarray(cells)
@@ -182,7 +201,7 @@ def padded_tensors(
             tensors[f"input gradient of image {number}"] = np.asarray(lie(inside))
         for path, gradient in jax.tree_util.tree_leaves_with_path(for_params):
             tensors[f"gradient of {jax.tree_util.keystr(path)}"] = np.asarray(gradient)
-        tensors[_OUTSIDE] = np.abs(jnp.where(padded.mask(), 0, for_values)).max()
+        tensors[_OUTSIDE] = np.abs(np.where(mask, 0, for_values)).max()
     return tensors
 
 
@@ -209,7 +228,7 @@ def assert_padding_exact(
     sizes: Sequence[Sequence[int]] = ((9, 14), (16, 5), (7, 7)),
     *,
     channels: int = 3,
-    outside: float = math.nan,
+    outside: float | Sequence[float] = math.nan,
     both_orientations: bool = True,
     rtol: float = 1e-9,
     seed: int = 0,
@@ -225,7 +244,7 @@ def assert_padding_exact(
         module: as for :func:`lone_tensors`.
         sizes: the images' sizes in cells, each large enough for the module.
         channels: of its input.
-        outside: what stands in the cells that are not real.
+        outside: what stands in the cells that are not real; of several, each in its turn.
         both_orientations: also try the images turned (:attr:`spp_jax.Padded.turned`).
         rtol: the largest difference allowed, relative to the largest magnitude in the tensor.
         seed: of the images and of the weights of the outputs.
@@ -235,9 +254,11 @@ def assert_padding_exact(
     """
     rng = np.random.default_rng(seed)
     images = [rng.normal(size=(*size, channels)) for size in sizes]
-    alone = lone_tensors(module, images, seed=seed)
-    for turned in (None, True) if both_orientations and len(sizes[0]) == 2 else (None,):
-        found = padded_tensors(module, images, outside=outside, turned=turned, seed=seed)
+    run = _Differentiable.of(module, np.float64)
+    alone = _lone(run, images, np.float64, seed)
+    orientations = (None, True) if both_orientations and len(sizes[0]) == 2 else (None,)
+    for turned, fill in itertools.product(orientations, np.atleast_1d(outside).tolist()):
+        found = _together(run, images, np.float64, fill, turned, seed)
         lying = ", in a turned batch," if turned else ""
         for name, error in relative_errors(found, alone).items():
             if not error <= rtol:  # so that NaN is an error
@@ -250,33 +271,47 @@ def assert_padding_exact(
 
 
 class _Differentiable(NamedTuple):
-    """A module as pure functions: its values, and with them the gradients of a weighted sum."""
+    """A module as pure functions, each compiled once a shape.
 
+    Attributes:
+        params: its parameters.
+        forward: from them and a batch to values and true sizes, or None for these.
+        sizes: the latter alone.
+        run: from them, a batch and weights to these, and the gradients of the weighted sum of the values.
+    """
+
+    params: nnx.State
     forward: Callable[..., Any]
+    sizes: Callable[..., Any]
     run: Callable[..., Any]
 
+    @classmethod
+    def of(cls, module: Callable[[Padded], Any], dtype: Any) -> "_Differentiable":
+        """Of copies of the module's variables, cast so."""
+        module = module if isinstance(module, nnx.Module) else _Function(module)
+        with jax.enable_x64(True):
+            graph, params, rest = nnx.split(module, nnx.Param, ...)
+            params, rest = jax.tree.map(
+                lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, (params, rest)
+            )
 
-def _differentiable(module: Callable[[Padded], Any], dtype: Any) -> tuple[_Differentiable, nnx.State]:
-    def cast(array):
-        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+        @jax.jit
+        def forward(params: nnx.State, x: Padded):
+            output = nnx.merge(graph, params, rest, copy=True)(x)
+            return (output.values, output.sizes) if isinstance(output, Padded) else (output, None)
 
-    module = module if isinstance(module, nnx.Module) else _Function(module)
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
-    params, rest = jax.tree.map(cast, (params, rest))
+        @jax.jit
+        def run(params, x, weights):
+            def of_values(params, values):
+                return forward(params, dataclasses.replace(x, values=values))
 
-    def forward(params: nnx.State, x: Padded):
-        output = nnx.merge(graph, params, rest, copy=True)(x)
-        return (output.values, output.sizes) if isinstance(output, Padded) else (output, None)
+            output, pull, sizes = jax.vjp(of_values, params, x.values, has_aux=True)
+            return output, sizes, *pull(weights.astype(output.dtype))
 
-    @jax.jit
-    def run(params, x, weights):
-        def of_values(params, values):
-            return forward(params, dataclasses.replace(x, values=values))
+        return cls(params, forward, jax.jit(lambda params, x: forward(params, x)[1]), run)
 
-        output, pull, sizes = jax.vjp(of_values, params, x.values, has_aux=True)
-        return output, sizes, *pull(weights.astype(output.dtype))
 
-    return _Differentiable(forward, run), params
+_mask = jax.jit(Padded.mask)
 
 
 class _Function(nnx.Module):

@@ -135,6 +135,20 @@ class TestTrain:
         assert "MiB" in printed
         assert not (tmp_path / "run").exists()
 
+    def test_dry_run_tells_what_a_compilation_costs_as_measured_once(self, cache, capsys, tmp_path):
+        told = []
+        arguments = [*QUICK, "--dry-run", "--out", tmp_path / "run", "--cache-dir", tmp_path / "cache"]
+        for _ in range(2):  # the second time nothing is compiled, and what was measured is told
+            assert train.main([*map(str, arguments)]) == 0
+            printed = capsys.readouterr().out
+            told += [line for line in printed.splitlines() if line.startswith("a compilation takes")]
+        assert len(told) == 2
+        assert told[0] == told[1]
+        (price,) = (tmp_path / "cache" / "prices").iterdir()
+        kept = json.loads(price.read_text())
+        assert f"{kept['seconds'] * kept['pixels_per_second']:,.0f} pixels" in told[0]
+        assert min(kept.values()) > 0
+
     def test_the_plan_is_left_in_the_folder_and_serves_another_run(self, trained, call, tmp_path):
         plan = trained / "buckets.json"
         assert (trained / "buckets.png").stat().st_size > 1000

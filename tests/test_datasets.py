@@ -2,6 +2,8 @@
 
 import csv
 import io
+import logging
+import logging.handlers
 import os
 import re
 import shutil
@@ -201,8 +203,17 @@ def download(tmp_path):
 
 
 def load(name: str, data_dir: Path, decoding: Decoding = Decoding(), **options):  # noqa: B008
-    said = []
-    return (*load_dataset(name, data_dir, decoding, say=said.append, **options), said)
+    """Records, reasons, and what is logged meanwhile."""
+    log, told = logging.getLogger("spp_jax"), logging.handlers.BufferingHandler(capacity=100)
+    before = log.level
+    log.addHandler(told)
+    log.setLevel(logging.INFO)
+    try:
+        found = load_dataset(name, data_dir, decoding, **options)
+    finally:
+        log.removeHandler(told)
+        log.setLevel(before)
+    return (*found, [record.getMessage() for record in told.buffer])
 
 
 @pytest.mark.parametrize("name", MAKE)

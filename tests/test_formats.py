@@ -464,6 +464,14 @@ class TestColours:
         np.testing.assert_allclose(found, expected, atol=1)
 
 
+@pytest.mark.parametrize("kind", [b"zTXt", b"iTXt", b"iCCP"])
+def test_a_png_with_megabytes_of_notes_or_profile_is_read(kind):
+    """Programs that paint keep their whole work there; some profiles are large. None tells anything here."""
+    noted = {b"zTXt": b"work\0\0", b"iTXt": b"work\0\1\0\0\0", b"iCCP": b"large\0\0"}[kind]
+    noted += zlib.compress(bytes(5_000_000))
+    np.testing.assert_array_equal(decode(png(8, 0, b"\x80" * 16, chunk(kind, noted))), 128)
+
+
 XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 EXIF = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 16, 3), np.uint8)

@@ -65,12 +65,7 @@ def depthwise(**options):
     ids=lambda layer: type(layer).__name__ if isinstance(layer, nnx.Module) else None,
 )
 def test_on_a_padded_batch_gives_what_it_gives_on_each_image_alone(layer):
-    images = [np.random.default_rng(n).normal(size=(*size, 3)) for n, size in enumerate(SIZES)]
-    alone = lone_tensors(layer, images)
-    for outside in OUTSIDE:
-        errors = relative_errors(padded_tensors(layer, images, outside=outside), alone)
-        assert all(error <= 1e-9 for error in errors.values()), (outside, errors)
-        assert errors["input gradient outside the images"] == 0
+    assert_padding_exact(layer, SIZES, outside=OUTSIDE, both_orientations=False)
 
 
 @pytest.mark.parametrize(
@@ -279,3 +274,49 @@ class TestDropout:
         layer.eval()
         np.testing.assert_array_equal(layer(jnp.ones((3, 4))), 1)
         assert layer.count[...] == 0
+
+
+class TestConvolutionOfWindowsApart:
+    """Where the stride is the kernel's extent or more, a CPU multiplies matrices instead."""
+
+    @pytest.mark.parametrize(
+        ("kernel", "strides", "padding"),
+        [(3, 4, 1), (1, 2, 0), ((2, 3), (2, 4), ((0, 1), (2, 0))), (2, 5, 2)],
+    )
+    @pytest.mark.parametrize("shape", [(8, 12), (7, 9), (13, 10)])
+    def test_is_the_convolution_with_its_derivatives(self, kernel, strides, padding, shape, x64):
+        layer = Conv(
+            3, 4, kernel, strides=strides, padding=padding, param_dtype=jnp.float64, rngs=nnx.Rngs(0)
+        )
+        assert layer.conv_general_dilated is not lax.conv_general_dilated
+        rng = np.random.default_rng(0)
+        x, weights = jnp.asarray(rng.normal(size=(2, *shape, 3))), layer.kernel[...]
+
+        def plain(x, weights):
+            geometry = layer.geometry
+            numbers = ("NHWC", "HWIO", "NHWC")
+            return lax.conv_general_dilated(
+                x, weights, geometry.strides, geometry.padding, dimension_numbers=numbers
+            )
+
+        def ours(x, weights):
+            copy = nnx.clone(layer)
+            copy.kernel[...] = weights
+            return copy(Padded.whole(x)).values
+
+        expected, pull = jax.vjp(plain, x, weights)
+        found, pull_ours = jax.vjp(ours, x, weights)
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+        cotangent = jnp.asarray(rng.normal(size=expected.shape))
+        for mine, theirs in zip(pull_ours(cotangent), pull(cotangent), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+
+    def test_other_strides_groups_and_dilations_stay_convolutions(self):
+        for options in (
+            {"strides": 2},
+            {"strides": 4, "feature_group_count": 3},
+            {"strides": 6, "kernel_dilation": 2},
+        ):
+            layer = Conv(3, 6, 3, rngs=nnx.Rngs(0), **options)
+            assert layer.conv_general_dilated is lax.conv_general_dilated

@@ -11,6 +11,8 @@ import pytest
 
 import spp_jax
 
+PACKAGE = Path(spp_jax.__file__).parent
+
 USE_THE_OP = """
 import sys
 import numpy as np
@@ -66,6 +68,27 @@ def test_the_examples_of_the_op_give_what_they_say(module):
     assert not found.failed
 
 
+def programs() -> list[Path]:
+    """All files of the checkout, or of what is installed, that hold our functions."""
+    beside = [PACKAGE.parent / name for name in ("benchmarks", "examples")]
+    return sorted(file for folder in (PACKAGE, *beside) for file in folder.rglob("*.py"))
+
+
+def lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Of a function, its docstring aside."""
+    first = function.body[0]
+    said = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(function) else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - said
+
+
+@pytest.mark.parametrize("file", programs(), ids=lambda file: str(file.relative_to(PACKAGE.parent)))
+def test_no_function_is_longer_than_60_lines_or_rebinds_names_of_another(file):
+    tree = ast.parse(file.read_text())
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    assert [function.name for function in functions if lines(function) > 60] == []
+    assert not any(isinstance(node, ast.Nonlocal) for node in ast.walk(tree))
+
+
 def test_an_unknown_name_is_an_attribute_error():
     assert not hasattr(spp_jax, "spatial_pyramid_pooling")
 
@@ -98,8 +121,6 @@ KNOWS: dict[str, set[str]] = {
 
 OUTSIDE = {"jax", "numpy", "jaxtyping"}
 """All that the op stands on, the standard library aside."""
-
-PACKAGE = Path(spp_jax.__file__).parent
 
 
 def imports(file: Path) -> Iterator[str]:

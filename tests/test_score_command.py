@@ -67,12 +67,24 @@ def rows(out):
     if out.suffix == ".csv":
         with out.open(newline="") as file:
             return list(csv.DictReader(file))
+    if out.suffix == ".parquet":
+        return pytest.importorskip("pyarrow.parquet").read_table(out).to_pylist()
     text = out.read_text()
     return json.loads(text) if out.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "json"])
+def write_parquet(out, rows):
+    pyarrow = pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(rows), out)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "json", "parquet"])
 class TestScoreFile:
+    @pytest.fixture(autouse=True)
+    def pyarrow(self, ending):
+        if ending == "parquet":
+            pytest.importorskip("pyarrow", reason="pyarrow is not installed: pip install 'spp_jax[parquet]'")
+
     def test_goes_on_after_a_kill_and_says_the_same(self, photos, tmp_path, capsys, ending):
         out, whole = tmp_path / f"scores.{ending}", tmp_path / f"whole.{ending}"
         assert run(Judge(), photos, whole) == 3
@@ -112,7 +124,7 @@ class TestScoreFile:
         out = tmp_path / f"scores.{ending}"
         with pytest.raises(KeyboardInterrupt):
             run(Judge(stops_after=4), photos, out)
-        lines = out if ending != "json" else tmp_path / f"{out.name}.part"
+        lines = out if ending in ("csv", "jsonl") else tmp_path / f"{out.name}.part"
         before = lines.read_text()
         run(Judge(), photos[:2], out)
         run(Judge(), photos, out)
@@ -149,6 +161,8 @@ class TestScoreFile:
                 writer.writerows(kept)
         elif ending == "json":
             out.write_text(json.dumps(kept))
+        elif ending == "parquet":
+            write_parquet(out, kept)
         else:
             out.write_text("".join(json.dumps(row) + "\n" for row in kept))
         judge = Judge()
@@ -184,7 +198,10 @@ class TestScoreFile:
                 + ",".join(f'"{cell}"'.replace(' "x"', "") for cell in row.values())
                 + "\n"
             )
-        out.write_text(text)
+        if ending == "parquet":
+            write_parquet(out, [row])
+        else:
+            out.write_text(text)
         with pytest.raises(UsageError, match="holds no scores"):
             ScoreFile(out, "a")
 
@@ -207,6 +224,19 @@ class TestScoreFile:
         assert str(file) in str(refused.value)
         assert "\n" not in str(refused.value)
         assert file.read_text() == content
+
+    def test_a_name_need_not_be_text(self, tmp_path, ending):
+        strange = tmp_path / os.fsdecode(b"\xff.png")
+        try:
+            strange.write_bytes(RECORDS.photo(0))
+        except OSError:
+            pytest.skip("this file system takes no such names")
+        out = tmp_path / f"scores.{ending}"
+        for asked in ([strange.name], []):
+            judge = Judge()
+            assert run(judge, [strange], out) == 0
+            assert judge.asked == asked
+            assert len(rows(out)) == 1
 
     def test_another_file_is_not_overwritten(self, tmp_path, ending):
         out = tmp_path / f"scores.{ending}"
@@ -250,7 +280,9 @@ class TestCommand:
         arguments = [str(photos[0].parent), "--judge", "compact", "--out", str(out)]
         arguments += ["--cache-dir", str(tmp_path / "cache")]
         assert score.main([*arguments, "--dry-run"]) == 0
-        assert "to be compiled" in capsys.readouterr().out
+        told = capsys.readouterr().out
+        assert "to be compiled" in told
+        assert "what a compilation takes was not measured here yet" in told
         assert not out.exists()
         assert score.main(arguments) == 3
         first = capsys.readouterr()
@@ -260,6 +292,8 @@ class TestCommand:
         assert sum(bool(value) for value in found.values()) == 6
         assert score.main(arguments) == 3
         assert sorted(capsys.readouterr().out.splitlines()) == sorted(first.out.splitlines())
+        assert score.main([*arguments, "--dry-run"]) == 0
+        assert "a compilation takes" in capsys.readouterr().out
 
     @pytest.mark.parametrize(
         ("arguments", "said"),

@@ -99,7 +99,6 @@ def _evaluate_data(scorer: Scorer, options: Options) -> int:
         options.data,
         options.data_dir,
         scorer.config.decoding,
-        say=_log.info,
         outside_files=options.outside_files,
         near_duplicates=scorer.config.near_duplicates and options.data == "folder",
     )

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import jax
 import tyro
 
 from spp_jax.addresses import is_address
@@ -110,13 +112,18 @@ class Options:
     """Photographs that take more seconds of processor time to decode are skipped. Default: as in training,
     which is 10 if nothing else was asked for."""
     out: Path | None = None
-    """File for the scores: .csv, .jsonl (one a line) or .json. Each score is written as soon as it is
-    known, so nothing is lost when the command is killed; rank, percentile and series are filled in at the
+    """File for the scores: .csv, .jsonl (one a line), .json or .parquet. Each score is written as soon as it
+    is known, so nothing is lost when the command is killed; rank, percentile and series are filled in at the
     end. Run it again with the same file: photographs that it holds, by length and time of change, are not
     scored again by the same judge."""
     choice: Annotated[Choice, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Choice)
     rating: Annotated[Stars, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Stars)
     page: Annotated[Page, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Page)
+    engine: Literal["local", "ray"] = "local"
+    """Who scores: this machine, or the workers of a Ray cluster (RAY_ADDRESS names it; without one, workers
+    on this machine). Paths and checkpoint must be where every worker finds them."""
+    workers: int | None = None
+    """With --engine ray, how many. Default: one for each GPU of the cluster, or for each machine."""
     programs: int = 16
     """How many compiled programs are held in memory, at most."""
     dry_run: bool = False
@@ -135,6 +142,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise UsageError("give photographs, or folders of them")
         _check(options)
         use_compilation_cache(options.cache_dir)
+        if options.engine == "ray":
+            jax.config.update("jax_platforms", "cpu")  # a device here is a worker's
         return _score(options)
 
     return run_program("spp-jax score", Options, work)
@@ -149,6 +158,8 @@ def _check(options: Options) -> None:
     choice = options.choice
     if options.programs < 1:
         raise UsageError(f"programs must be at least 1, not {options.programs}", "programs")
+    if options.workers is not None and options.engine != "ray":
+        raise UsageError(f"workers={options.workers} is for --engine ray", "workers")
     if choice.top is not None and choice.top < 1:
         raise UsageError(f"top must be at least 1, not {choice.top}", "top")
     if options.page.explain_best < 0:
@@ -204,9 +215,11 @@ def _score(options: Options) -> int:
             stack.enter_context(file)
         gathering = stack.enter_context(Gathering(photos, names, scorer.config.decoding, file))
         kept = [Scored(e.place, e.scores, e.reason) for e in gathering.kept]
-        watch = gallery.watch(scorer, photos) if gallery else None
+        local = options.engine == "local"
+        watch = gallery.watch(scorer, photos) if gallery and local else None
+        judges = scorer if local else _workers(options, scorer)
         status = score_paths(
-            scorer, photos, gathering.keep, kept, found.skipped, at_once=at_once, watch=watch
+            judges, photos, gathering.keep, kept, found.skipped, at_once=at_once, watch=watch
         )
         entries = gathering.entries(by)
         if choice.best_of_series:
@@ -237,6 +250,20 @@ def _show(gallery: Gallery, scorer: Scorer, entries: list[Entry], options: Optio
         judge=judge,
         title=given or "Photographs by score",
     )
+
+
+def _workers(options: Options, scorer: Scorer) -> Any:
+    """Workers with a scorer each, which score as this one does."""
+    from spp_jax.scoring.on_ray import Judge, RayScorer
+
+    judge = Judge(
+        checkpoint=None if options.checkpoint is None else os.fspath(options.checkpoint),
+        name=options.judge,
+        programs=options.programs,
+        limits={name: getattr(scorer.config, name) for name in ("refuse_pixels", "refuse_seconds")},
+        cache_dir=options.cache_dir,
+    )
+    return RayScorer(judge, workers=options.workers, scorer=scorer)
 
 
 def _column(scorer: Scorer, attribute: str | None) -> int:

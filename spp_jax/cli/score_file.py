@@ -26,11 +26,12 @@ _COLUMNS = (
     *("photo", "rank", "percentile", "width", "height", "taken", "series", "pick", "why", "reason"),
     *("camera", "rating", "look", "bytes", "changed", "checkpoint"),
 )
+_WHOLE = (".json", ".parquet")  # forms without lines: made at the end
 _NUMBERS = ("width", "height", "rating")
 
 
 class ScoreFile:
-    """Scores of files, one a line, written when known: CSV or JSON lines, or JSON, made of lines at the end.
+    """Scores of files, one a line, written when known: CSV or JSON lines. Or JSON, parquet: made at the end.
 
     A line has the photograph's path, its scores, or the reason why it has none, what its header told, its
     length in bytes, the time of its last change in nanoseconds, and the digest of the checkpoint. Opened
@@ -38,8 +39,9 @@ class ScoreFile:
     be scored again. What follows from all scores, such as the rank, is filled in by :meth:`finish`; lines of
     photographs that it was not told of keep their scores and have none of that.
 
-    Use as a context: a JSON file is there when it was left without an error, and beside it, until then, its
-    lines in ``NAME.part``. A file of only the best has the lines of all others in ``NAME.all``, for good.
+    Use as a context: a JSON or parquet file is there when it was left without an error, and beside it, until
+    then, its lines in ``NAME.part``. A file of only the best has the lines of all others in ``NAME.all``, for
+    good.
 
     In CSV, no cell is a formula to a spreadsheet: a quote stands before what would be one.
     """
@@ -50,7 +52,7 @@ class ScoreFile:
         """Open a file, or begin one.
 
         Args:
-            path: its ending says the form: .csv, .jsonl or .json.
+            path: its ending says the form: .csv, .jsonl, .json or .parquet.
             checkpoint: the digest of who judges.
             attributes: what is judged: a column each.
             only_best: :meth:`finish` will say which lines it has.
@@ -58,8 +60,10 @@ class ScoreFile:
         Raises:
             UsageError: another ending, no folder, or a file that is none of scores.
         """
-        if path.suffix not in (".csv", ".jsonl", ".json"):
-            raise UsageError(f"--out {path}: give a name that ends in .csv, .json or .jsonl")
+        if path.suffix not in (".csv", ".jsonl", *_WHOLE):
+            raise UsageError(f"--out {path}: give a name that ends in .csv, .json, .jsonl or .parquet")
+        if path.suffix == ".parquet":
+            _pyarrow(path)
         if not path.absolute().parent.is_dir():
             raise UsageError(f"--out {path}: there is no folder {path.absolute().parent}")
         self.path, self._checkpoint = path, checkpoint
@@ -67,13 +71,14 @@ class ScoreFile:
         self._columns = ("photo", *self._attributes, *_COLUMNS[1:])
         self._part, self._all = (path.with_name(path.name + ending) for ending in (".part", ".all"))
         self._only_best = only_best
-        self._lines = self._all if only_best else self._part if path.suffix == ".json" else path
+        self._lines = self._all if only_best else self._part if path.suffix in _WHOLE else path
         self._rows: dict[str, dict[str, Any]] = {}
         self._best: list[str] | None = None
         for file in (path, self._all, self._part):
             try:
-                text = file.read_text(encoding="utf-8") if file.exists() else ""
-                self._rows |= {row["photo"]: row for row in self._read(text, file)}
+                if file.exists():
+                    text = "" if file.suffix == ".parquet" else file.read_text(encoding="utf-8")
+                    self._rows |= {row["photo"]: row for row in self._read(text, file)}
             except (ValueError, TypeError, RecursionError, csv.Error) as error:
                 what = f"is there, and holds no scores ({error}): name another"
                 raise UsageError(f"--out {path}: {'' if file == path else f'{file} '}{what}") from None
@@ -93,8 +98,10 @@ class ScoreFile:
         if self._only_best:  # the lines of all, without those that others stand for now
             self._write_all(self._all, self._text(shown))
             shown = [self._rows[key] for key in self._best or ()]
-        if self.path.suffix == ".json":
-            in_order = [{name: row.get(name) for name in self._columns} for row in shown]
+        in_order = [{name: row.get(name) for name in self._columns} for row in shown]
+        if self.path.suffix == ".parquet":
+            self._write_parquet(in_order)
+        elif self.path.suffix == ".json":
             self._write_all(self.path, json.dumps(in_order, indent=1) + "\n")
         else:
             self._write_all(self.path, self._text(shown))
@@ -150,6 +157,8 @@ class ScoreFile:
 
     def _key(self, photo: Path) -> str:
         """Its name in this file."""
+        if self.path.suffix == ".parquet":  # whose texts are UTF-8
+            return str(photo).encode("utf-8", "backslashreplace").decode()
         return guarded(photo) if self.path.suffix == ".csv" else str(photo)
 
     def _row(self, entry: Entry) -> dict[str, Any]:
@@ -168,6 +177,8 @@ class ScoreFile:
         return ",".join(_csv_cell(v, name) for name, v in zip(self._columns, values, strict=True)) + "\n"
 
     def _read(self, text: str, file: Path) -> list[dict[str, Any]]:
+        if file.suffix == ".parquet":
+            return [self._checked(row) for row in _pyarrow(file).parquet.read_table(file).to_pylist()]
         if not text:
             return []
         if file.suffix == ".json":
@@ -220,11 +231,31 @@ class ScoreFile:
             datetime.datetime.fromisoformat(row["taken"])
         return row
 
+    def _write_parquet(self, rows: list[dict[str, Any]]) -> None:
+        """With the same types whatever the rows are, so that files can be read together."""
+        arrow = _pyarrow(self.path)
+        kinds = dict.fromkeys(self._columns, arrow.string())
+        kinds |= dict.fromkeys(self._attributes, arrow.float32())
+        kinds |= {"percentile": arrow.float64(), "pick": arrow.bool_()}
+        kinds |= dict.fromkeys(("rank", "series", *_NUMBERS, "bytes", "changed"), arrow.int64())
+        table = arrow.Table.from_pylist(rows, arrow.schema(list(kinds.items())))
+        part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        arrow.parquet.write_table(table, part)
+        os.replace(part, self.path)
+
     def _write_all(self, path: Path, lines: str) -> None:
         """Whole or not at all."""
         part = path.with_name(f".{path.name}.{os.getpid()}")
         part.write_text(lines, encoding="utf-8")
         os.replace(part, path)
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise UsageError(f"--out {path}: .parquet needs pip install 'spp_jax[parquet]'") from None
+    return pyarrow
 
 
 def _csv_cell(value: Any, column: str) -> str:

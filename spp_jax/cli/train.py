@@ -9,11 +9,18 @@ import jax
 import tyro
 from tqdm import tqdm
 
-from spp_jax.buckets import BucketPlan
+from spp_jax.buckets import COMPILATION_PRICE, BucketPlan
 from spp_jax.checkpoints import Checkpoints
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.program import DONE, INTERRUPTED, SKIPPED, run_program
-from spp_jax.compilation import Compiled, default_cache_dir, use_compilation_cache, user_folder
+from spp_jax.compilation import (
+    Compiled,
+    default_cache_dir,
+    price_file,
+    use_compilation_cache,
+    user_folder,
+    watch_compilations,
+)
 from spp_jax.config import RunConfig
 from spp_jax.errors import UsageError
 from spp_jax.metrics import Agreement
@@ -21,7 +28,7 @@ from spp_jax.run.beginning import other_records
 from spp_jax.run.job import DoesNotHoldError, Job, prepare
 from spp_jax.run.lock import check_free
 from spp_jax.run.probe import FEATURES, run_probe
-from spp_jax.run.programs import compile_programs, memory
+from spp_jax.run.programs import compile_programs, measured_price, memory
 from spp_jax.run.training_run import TrainingRun
 from spp_jax.training import configured_training, step_executables
 
@@ -174,9 +181,10 @@ def _dry_run(job: Job, fsdp: int | None) -> int:
     step = step_executables(recipe, state, job.mesh, job.parts["train"], fsdp)
     print(job)
     print("\n  bucket (h x w)   batch   pictures   batches/epoch   memory of a step   compiled in")
-    epoch = job.epoch()
+    epoch, done, read = job.epoch(), [], []
 
     def line(_: str, ready: Compiled) -> None:
+        done.append(ready)
         height, width = ready.bucket.shape
         pictures, batches = epoch[ready.bucket]
         tqdm.write(
@@ -184,7 +192,13 @@ def _dry_run(job: Job, fsdp: int | None) -> int:
             f" {batches:15d} {memory(ready):>18s} {ready.seconds:11.1f} s"
         )
 
-    compile_programs({"step": (step, job.schedule.buckets)}, job.mesh, line)
+    with watch_compilations(lambda one: read.append(one.name == "step" and one.cached), explain=False):
+        compile_programs({"step": (step, job.schedule.buckets)}, job.mesh, line)
+    path = price_file("train", job.config.model, job.config.dtype)
+    price = measured_price(step, done, not any(read), path)
+    print(f"\n{price or 'what a compilation takes was not measured here yet'}")
+    if job.config.buckets == "auto":
+        print(f"--buckets auto counts {COMPILATION_PRICE:,} pixels for it, on every machine the same")
     return DONE
 
 
@@ -199,6 +213,7 @@ def _train(job: Job, options: Options) -> int:
     with run:
         figures = run.train()
     if figures is None:
+        _log.info("run the same command again with --resume, and it goes on")
         return INTERRUPTED
     if jax.process_index() == 0:
         _print_figures(job, figures, options.folder())

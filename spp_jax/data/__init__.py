@@ -1,6 +1,7 @@
 """Records in, batches out. A data set is a folder here, and its name in the list."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from spp_jax.errors import UsageError
 from spp_jax.registry import Registry
 
 __all__ = ["DATASETS", "list_datasets", "load_dataset"]
+
+_log = logging.getLogger(__name__)
 
 _INDEX_FORM = 1
 _BUILT = (
@@ -48,18 +51,18 @@ def load_dataset(
     data_dir: Path,
     decoding: Decoding,
     *,
-    say: Callable[[str], None] = lambda text: None,
     outside_files: bool = False,
     near_duplicates: bool = False,
 ) -> tuple[Records, dict[str, str]]:
     """All records of a data set, ordered by id; prepared on first use.
+
+    What takes long, or should be known of the data, is logged.
 
     Args:
         name: one of :func:`list_datasets`, or ``file.py:thing`` of one's own: a builder or a function.
         data_dir: where prepared data sets are kept, and where the user puts downloads, in
             ``manual/NAME``; for ``folder``, the user's own folder.
         decoding: how pictures become pixels.
-        say: told in a line what takes long, or should be known.
         outside_files: of ``folder``: whether its table may name files outside of it.
         near_duplicates: of ``folder``: whether pictures that look alike are of one group.
 
@@ -80,20 +83,16 @@ def load_dataset(
             raise UsageError(lacks) from None
         raise
     if name == "folder":
-        return found(data_dir, decoding, say, outside_files=outside_files, near_duplicates=near_duplicates)
+        return found(data_dir, decoding, outside_files=outside_files, near_duplicates=near_duplicates)
     if outside_files or near_duplicates:
         argument = "outside_files" if outside_files else "near_duplicates"
         raise UsageError(f"{argument} is for the data set folder, not for {name}")
-    return (
-        _built(found, name, data_dir, decoding, say) if isinstance(found, type) else found(data_dir, decoding)
-    )
+    return _built(found, name, data_dir, decoding) if isinstance(found, type) else found(data_dir, decoding)
 
 
-def _built(
-    make: Any, name: str, data_dir: Path, decoding: Decoding, say: Callable[[str], None]
-) -> tuple[Records, dict[str, str]]:
+def _built(make: Any, name: str, data_dir: Path, decoding: Decoding) -> tuple[Records, dict[str, str]]:
     """By a TFDS builder: prepared once for each content; read are all but the pictures."""
-    source, fields, prepared = _prepared(make, name, data_dir, say)
+    source, fields, prepared = _prepared(make, name, data_dir)
 
     def photo(place: int) -> bytes:
         try:
@@ -134,9 +133,7 @@ def _built(
     return records, skipped
 
 
-def _prepared(
-    make: Any, name: str, data_dir: Path, say: Callable[[str], None]
-) -> tuple[Any, dict[str, np.ndarray], Any]:
+def _prepared(make: Any, name: str, data_dir: Path) -> tuple[Any, dict[str, np.ndarray], Any]:
     """The records by place, everything but their pictures by column, and the folder in which they are."""
     import tensorflow_datasets as tfds
 
@@ -153,7 +150,7 @@ def _prepared(
     except Exception as error:  # what TFDS finds there is damaged
         raise _damaged(data_dir / key, error) from None
     if not Path(builder.data_dir).exists():
-        say(f"preparing {builder.name}, once, in {builder.data_dir}")
+        _log.info(f"preparing {builder.name}, once, in {builder.data_dir}")
         tfds.disable_progress_bar()
         try:
             config = tfds.download.DownloadConfig(manual_dir=downloads if make.NEEDS else None)

@@ -13,7 +13,7 @@ import signal
 import socket
 import tempfile
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from spp_jax.config import Decoding
 from spp_jax.data.pixels import MEMORY, Wish, answer
@@ -40,6 +40,7 @@ def main(channel: int, shared: int) -> None:
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_AS, MEMORY)
     Image.MAX_IMAGE_PIXELS = None  # our own limit is known before it
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # large profiles, and what programs note
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         requests.send(b"ready")
         while True:

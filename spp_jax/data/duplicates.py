@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,14 @@ from spp_jax.errors import UsageError
 
 __all__ = ["alike_pairs", "equal_files", "joined", "look_alikes", "look_of", "needs_imagehash"]
 
+_log = logging.getLogger(__name__)
+
 _FORM = 1
 _ALIKE = 6  # of 64 bits of a perceptual hash that may differ
 _SMALL = Decoding(max_pixels=128 * 128)
 
 
-def equal_files(paths: Sequence[Path], cache: Path, say: Callable[[str], None]) -> list[list[int]]:
+def equal_files(paths: Sequence[Path], cache: Path) -> list[list[int]]:
     """Sets of files, on a disk, that hold the same bytes; each by the places of its members, in order.
 
     Only files of equal length are read; what was found is kept in ``cache`` by name, length and date.
@@ -36,11 +39,11 @@ def equal_files(paths: Sequence[Path], cache: Path, say: Callable[[str], None]) 
         except (OSError, ValueError):  # scanning says so
             continue
     places = [place for alike in sizes.values() if len(alike) > 1 for place in alike]
-    digests = _remembered([paths[place] for place in places], cache, _digest, say)
+    digests = _remembered([paths[place] for place in places], cache, _digest)
     return _sets(zip(places, digests, strict=True))
 
 
-def look_alikes(paths: Sequence[Path], cache: Path, say: Callable[[str], None]) -> list[list[int]]:
+def look_alikes(paths: Sequence[Path], cache: Path) -> list[list[int]]:
     """Sets of pictures that look alike: at most 6 of the 64 bits of their perceptual hashes differ.
 
     The hash is imagehash's ``phash``: the signs of the picture's lowest frequencies. It bears another size,
@@ -50,7 +53,7 @@ def look_alikes(paths: Sequence[Path], cache: Path, say: Callable[[str], None]) 
         UsageError: imagehash is not installed.
     """
     needs_imagehash("--near-duplicates")
-    pairs = alike_pairs(_remembered(paths, cache, look_of, say))
+    pairs = alike_pairs(_remembered(paths, cache, look_of))
     roots = joined(range(len(paths)), pairs)
     return [alike for alike in _sets(enumerate(map(str, roots))) if len(alike) > 1]
 
@@ -133,9 +136,7 @@ def look_of(path: Path, limits: Decoding = _SMALL) -> str:
         return ""
 
 
-def _remembered(
-    paths: Sequence[Path], cache: Path, find: Callable[[Path], str], say: Callable[[str], None]
-) -> list[str]:
+def _remembered(paths: Sequence[Path], cache: Path, find: Callable[[Path], str]) -> list[str]:
     """What ``find`` gives for each file, which need not be read again while it stays as it is."""
     kept = read_columns(cache, _FORM) or {"name": [], "about": np.zeros((0, 2)), "found": []}
     rows = zip(*(np.asarray(kept[name]).tolist() for name in ("name", "about", "found")), strict=True)
@@ -160,5 +161,5 @@ def _remembered(
         try:
             write_columns(cache, _FORM, columns)
         except OSError as error:
-            say(f"which files are equal is not kept for the next start: {error}")
+            _log.warning(f"which files are equal is not kept for the next start: {error}")
     return [text for _, text in pairs]

@@ -11,10 +11,11 @@ judging croppers, and no label here.
 """
 
 import csv
+import logging
 import math
 import posixpath
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,6 +36,8 @@ _DECIMAL_COMMA = re.compile(r"(-?\d*),(\d+)\Z")
 _NO_NUMBER = re.compile("_")  # though Python takes 0_1 for one
 
 __all__ = ["Row", "load_folder", "read_table"]
+
+_log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
@@ -60,7 +63,6 @@ class Row(NamedTuple):
 def load_folder(
     folder: Path,
     decoding: Decoding,
-    say: Callable[[str], None],
     *,
     outside_files: bool = False,
     near_duplicates: bool = False,
@@ -68,12 +70,11 @@ def load_folder(
     """The records of a folder, ordered by file, and the reason for each picture that cannot be read (size 0).
 
     Equal files are of one group, whatever the table says of their groups; that and contradictions between
-    their labels are said.
+    their labels are logged.
 
     Args:
         folder: with the table.
         decoding: how pictures become pixels.
-        say: told in a line what the user should know.
         outside_files: whether files may lie outside of the folder, by absolute names, ``..`` or links.
         near_duplicates: whether pictures that look alike are of one group, too.
 
@@ -86,7 +87,7 @@ def load_folder(
         compared = _pairs_on_disk(compared, folder, outside_files)
     rows = read_table(table, required=(), outside_files=outside_files) if table else []
     if table and not is_address(folder):
-        rows = _as_on_disk(rows, table, outside_files, say)
+        rows = _as_on_disk(rows, table, outside_files)
     else:
         rows = [row._replace(file=row.file.strip()) for row in rows]
     listed = {row.file for row in rows}
@@ -97,12 +98,12 @@ def load_folder(
     ]
     rows.sort(key=lambda row: row.file)
     paths = [folder / row.file for row in rows]
-    sizes, reasons = scan_sizes(paths, decoding, folder / ".spp_jax-sizes.npz", say)
+    sizes, reasons = scan_sizes(paths, decoding, folder / ".spp_jax-sizes.npz")
     scores = np.array([row.score for row in rows], np.float32)
-    equal = equal_files(paths, folder / ".spp_jax-equal.npz", say)
+    equal = equal_files(paths, folder / ".spp_jax-equal.npz")
     labels = _further_labels(rows)
-    _tell_equal(rows, equal, labels, (table or folder).name, say)
-    alike = look_alikes(paths, folder / ".spp_jax-alike.npz", say) if near_duplicates else []
+    _tell_equal(rows, equal, labels, (table or folder).name)
+    alike = look_alikes(paths, folder / ".spp_jax-alike.npz") if near_duplicates else []
     if table:
         _check_labelled(table, rows, [scores, *labels.values()], compared)
     unread = {
@@ -125,7 +126,7 @@ def load_folder(
     return with_pairs(records, sizes, compared, unread) if pairs else (records, unread)
 
 
-def _as_on_disk(rows: list[Row], table: Path, outside_files: bool, say: Callable[[str], None]) -> list[Row]:
+def _as_on_disk(rows: list[Row], table: Path, outside_files: bool) -> list[Row]:
     """The rows with each file called as it is on the disk."""
     disk, found, seen, others = NamesOnDisk(table.parent), [], {}, {}
     for row in rows:
@@ -145,7 +146,7 @@ def _as_on_disk(rows: list[Row], table: Path, outside_files: bool, say: Callable
         seen[name] = row.line
         found.append(row._replace(file=name, group=name if row.group == row.file else row.group))
     if others:
-        say(f"names of the table that are other ones on the disk: {len(others)}; {some(others, 1)}")
+        _log.info(f"names of the table that are other ones on the disk: {len(others)}; {some(others, 1)}")
     return found
 
 
@@ -166,14 +167,12 @@ def _pairs_on_disk(compared: list[Comparison], folder: Path, outside_files: bool
     ]
 
 
-def _tell_equal(
-    rows: list[Row], equal: list[list[int]], labels: Iterable[str], table: str, say: Callable[[str], None]
-) -> None:
-    """Say which pictures are copies, and where the table says of such what cannot all be true."""
+def _tell_equal(rows: list[Row], equal: list[list[int]], labels: Iterable[str], table: str) -> None:
+    """Log which pictures are copies, and where the table says of such what cannot all be true."""
     if not equal:
         return
     count = sum(map(len, equal))
-    say(f"{count} pictures are copies, of {len(equal)} different; copies are of one group")
+    _log.info(f"{count} pictures are copies, of {len(equal)} different; copies are of one group")
     told = {"scores": ["" if math.isnan(row.score) else str(row.score) for row in rows]}
     told["parts of the official split"] = [row.split for row in rows]
     for name in (*labels, "category"):
@@ -182,7 +181,7 @@ def _tell_equal(
         apart = [places for places in equal if len({values[i] for i in places if values[i]}) > 1]
         if apart:
             first = [(f"{rows[i].file} (line {rows[i].line})", values[i]) for i in apart[0]]
-            say(f"{table}: {len(apart)} of these files have several {what}: {some(first)}")
+            _log.warning(f"{table}: {len(apart)} of these files have several {what}: {some(first)}")
 
 
 def _groups(rows: list[Row], sets: list[list[int]]) -> tuple[str, ...]:

@@ -5,7 +5,6 @@ The folder has one for each, as `--data folder` reads it: `live_wild` and `biq20
 """
 
 import dataclasses
-import logging
 from pathlib import Path
 
 import numpy as np
@@ -17,14 +16,13 @@ from spp_jax.data.records import Records, join_records
 __all__ = ["SETS", "load_judged", "on_scale_of"]
 
 SETS = {"live_wild": "quality", "biq2021": "quality", "oasis": "beauty", "vessel": "beauty"}
-_log = logging.getLogger(__name__)
 
 
 def load_judged(data_dir: Path, decoding: Decoding) -> tuple[Records, dict[str, str]]:
     """All records, and by id the reason for each picture that cannot be read."""
     parts, unread = {}, {}
     for name, attribute in SETS.items():
-        records, reasons = load_folder(Path(data_dir) / name, decoding, _log.info)
+        records, reasons = load_folder(Path(data_dir) / name, decoding)
         kinds = records.categories or ("",) * len(records)
         parts[name] = dataclasses.replace(
             records,

@@ -1,7 +1,8 @@
 """Sizes of a collection from the headers of its files alone, remembered beside the data."""
 
+import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,23 +16,22 @@ from spp_jax.data.decoding import UnreadableError, photo_size
 
 __all__ = ["scan_sizes"]
 
+_log = logging.getLogger(__name__)
+
 _FORM = 1
 _MANY = 1000  # pictures from which a progress bar is worth its line
 
 
-def scan_sizes(
-    paths: Sequence[Path], decoding: Decoding, cache: Path, say: Callable[[str], None]
-) -> tuple[np.ndarray, dict[int, str]]:
+def scan_sizes(paths: Sequence[Path], decoding: Decoding, cache: Path) -> tuple[np.ndarray, dict[int, str]]:
     """(height, width) of each picture, EXIF orientation applied and not yet scaled down.
 
     What was found is kept in ``cache`` by name, length and date of each file, so that a second scan reads
-    only what is new; where the cache cannot be written, that is said and all is scanned again next time.
+    only what is new; where the cache cannot be written, that is logged and all is scanned again next time.
 
     Args:
         paths: of the pictures.
         decoding: says which are refused for their size.
         cache: the file.
-        say: told in a line that the cache cannot be written.
 
     Returns:
         Sizes, int64 ``[n, 2]``, 0 where a picture cannot be read; and the reasons, by index.
@@ -60,7 +60,7 @@ def scan_sizes(
             try:
                 _write(cache, all_known)
             except OSError as error:
-                say(f"sizes are not kept for the next start: {error}")
+                _log.warning(f"sizes are not kept for the next start: {error}")
 
     with ThreadPoolExecutor(thread_name_prefix="scan") as pool:
         scanned = tqdm(

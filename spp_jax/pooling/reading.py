@@ -17,7 +17,7 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -410,7 +410,7 @@ def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Call
         """One axis of the images, as many as ``shape`` says, from ``first_image`` of the array on."""
         plan = segments.plan
         identity = monoid.identity(flat)
-        rows = _Rows.of(shape, axis, *segments.long(), first_image)
+        rows = _Rows.of(shape, axis, segments.long(), first_image)
         rows_a_step = _evenly(plan, shape[axis], most)
         steps = _steps(segments, rows_a_step)
 
@@ -434,7 +434,7 @@ def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Call
         best = lax.fori_loop(outside, steps, step, first)
         best = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), best)
         if plan.seams:
-            (seams,) = gather(_Rows.of(shape, axis, *segments.seams(), first_image), 0)
+            (seams,) = gather(_Rows.of(shape, axis, segments.seams(), first_image), 0)
             seams = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), seams)
             best = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis), best, seams)
         return best
@@ -661,15 +661,15 @@ class _Rows(NamedTuple):
 
     @classmethod
     def of(
-        cls, shape: tuple[int, ...], axis: int, starts: jax.Array, stops: jax.Array, first_image=0
+        cls, shape: tuple[int, ...], axis: int, edges: tuple[jax.Array, jax.Array], first_image: Any
     ) -> "_Rows":
-        """``first_image``: the place of the first of ``shape``'s images in the array."""
+        """``edges``: starts and stops of segments; ``first_image``: where ``shape``'s begin in the array."""
         before = shape[:axis]
         line = jnp.arange(math.prod(before), dtype=jnp.int32).reshape(*before, 1)
         base = (line + first_image * math.prod(before[1:])) * shape[axis]
-        per_image = (before[0], *(1,) * (axis - 1), starts.shape[1])
-        edges = (edge.reshape(per_image) + base for edge in (jnp.zeros_like(starts), starts, stops))
-        return cls(*(edge.reshape(-1) for edge in edges))
+        per_image = (before[0], *(1,) * (axis - 1), edges[0].shape[1])
+        places = (edge.reshape(per_image) + base for edge in (jnp.zeros_like(edges[0]), *edges))
+        return cls(*(place.reshape(-1) for place in places))
 
     def at(self, offsets) -> jax.Array:
         """Where each segment has its rows ``offsets``, ``[n, 1]``, or its last one: ``[n, rows]``."""

@@ -89,4 +89,4 @@ class Interruption:
         if self._came:
             raise KeyboardInterrupt
         self._came = True
-        _log.warning("stopping; once more stops at once, saving nothing")
+        _log.warning("stopping, and saving first; a second signal stops at once and saves nothing")

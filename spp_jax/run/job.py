@@ -106,7 +106,6 @@ def prepare(
         config.data,
         data_dir,
         config.decoding,
-        say=_log.info,
         outside_files=outside_files,
         near_duplicates=config.near_duplicates,
     )

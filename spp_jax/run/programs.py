@@ -1,16 +1,21 @@
 """A run's programs: all are compiled before the first step, and refused where one would not fit."""
 
-from collections.abc import Callable, Mapping
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from spp_jax.buckets import Bucket
-from spp_jax.compilation import BucketExecutables, Compiled, DoesNotFitError, device_memory
+from spp_jax.compilation import BucketExecutables, Compiled, DoesNotFitError, Price, device_memory
 from spp_jax.errors import UsageError
 
-__all__ = ["compile_programs", "memory"]
+__all__ = ["compile_programs", "measured_price", "memory"]
 
 
 def compile_programs(
@@ -50,6 +55,40 @@ def compile_programs(
             f"{'; '.join(too_large)}. Lower pixels_per_step",
             "pixels_per_step",
         )
+
+
+def measured_price(
+    executables: BucketExecutables, compiled: Sequence[Compiled], fresh: bool, path: Path | None
+) -> Price | None:
+    """What a compilation costs here, where that is known: measured now and kept, or kept before.
+
+    Two steps of the program of fewest pixels are run, on zeros.
+
+    Args:
+        executables: of the programs.
+        compiled: what :func:`compile_programs` told of.
+        fresh: they were compiled, not read from the cache.
+        path: of the file where it is kept.
+    """
+    if not fresh:
+        return Price.read(path)
+    least = min(compiled, key=lambda ready: ready.bucket.pixels)
+    seconds = [_seconds(executables, least) for _ in range(2)][-1]  # the first one also warms up
+    took = statistics.median(ready.seconds for ready in compiled)
+    price = Price(took, least.bucket.pixels / seconds)
+    price.write(path)
+    return price
+
+
+def _seconds(executables: BucketExecutables, ready: Compiled) -> float:
+    """Of one run, on zeros."""
+    arguments = jax.tree.map(
+        lambda x: jax.device_put(np.zeros(x.shape, x.dtype), x.sharding), executables.arguments(ready.bucket)
+    )
+    jax.block_until_ready(arguments)
+    start = time.perf_counter()
+    jax.block_until_ready(ready.call(*arguments))
+    return time.perf_counter() - start
 
 
 def memory(compiled: Compiled) -> str:

@@ -228,7 +228,7 @@ class TrainingRun:
                 )
         self._checkpoints.wait()
         if self.interrupted:
-            _log.warning(f"interrupted; saved in {self.folder}: resume it to go on")
+            _log.warning(f"interrupted; saved in {self.folder}")
 
     def finish(self) -> Agreement:
         """Judge the test part, and write figures, curves and report."""

@@ -28,7 +28,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 
 from spp_jax.buckets import COMPILATION_PRICE, Bucket
-from spp_jax.compilation import compile_lowered
+from spp_jax.compilation import Price, compile_lowered
 
 __all__ = ["Program", "Programs", "code_digest", "executables_folder"]
 
@@ -76,7 +76,6 @@ class Programs:
         self._tracing = threading.Lock()
         self._key = key
         self._known: set[Bucket] = set()
-        self._price: float | None = None
         self.compiled = 0
         """How many were compiled, not read."""
 
@@ -121,24 +120,24 @@ class Programs:
 
     def price(self) -> float:
         """What compiling costs, in pixels: as measured here before this process, and at least the usual."""
-        if self._price is None:
-            measured = 0.0
-            if self._folder is not None:
-                with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-                    told = json.loads((self._folder / "price.json").read_text())
-                    measured = float(told["seconds"]) * float(told["pixels_per_second"])
-            self._price = max(measured, COMPILATION_PRICE)
-        return self._price
+        measured = self.measured
+        return max(measured.pixels if measured else 0.0, COMPILATION_PRICE)
+
+    @functools.cached_property
+    def measured(self) -> Price | None:
+        """What compiling costs, as measured here before this process; None where it was not."""
+        return Price.read(self._price_path)
+
+    @property
+    def _price_path(self) -> Path | None:
+        return None if self._folder is None else self._folder / "price.json"
 
     def note_speed(self, pixels: int, seconds: float) -> None:
         """Keep what a compilation costs on this machine, once: after a run of a program that was compiled."""
-        folder = self._folder
+        path = self._price_path
         took = [made.seconds for made in self._ready() if made.compiled]
-        if folder is None or not took or (folder / "price.json").exists():
-            return
-        told = {"seconds": float(np.median(took)), "pixels_per_second": pixels / seconds}
-        with contextlib.suppress(OSError):
-            _write(folder / "price.json", json.dumps(told).encode())
+        if path is not None and took and not path.exists():
+            Price(float(np.median(took)), pixels / seconds).write(path)
 
     def _ready(self) -> list[Program]:
         with self._lock:

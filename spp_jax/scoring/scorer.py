@@ -412,7 +412,8 @@ class Scorer:
         return "\n".join(
             [
                 f"{len(photos)} photographs, {plan.waste(sizes):.1%} of the pixels are padding",
-                f"a compilation costs as much as {self._programs.price():,.0f} pixels",
+                str(self._programs.measured or "what a compilation takes was not measured here yet"),
+                f"the plan counts {self._programs.price():,.0f} pixels for it",
                 "  rung (h x w)   photographs"
                 + (" (of those looked at)" if len(sizes) < len(photos) else ""),
                 *lines,
