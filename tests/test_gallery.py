@@ -144,6 +144,15 @@ class TestFolder:
         assert len(after) == 4
         assert kept.items() <= after.items()
 
+    def test_what_a_kill_and_a_system_leave_in_it_is_no_obstacle(self, scorer, photos, tmp_path):
+        page = made(scorer, photos, tmp_path / "gallery")
+        thumb = Path(told(page)["photos"][0]["thumb"]).stem
+        for name in (".index.html.1.2.part", ".scores.jsonl.77", "scores.jsonl", ".DS_Store", "Thumbs.db"):
+            (page.parent / name).write_text("half")
+        (page.parent / "thumbs" / f".{thumb}.jpg.1.2.part").write_text("half")
+        made(scorer, photos, page.parent)
+        assert len(os.listdir(page.parent / "thumbs")) == len(photos)
+
     def test_a_page_is_replaced_whole_or_not_at_all(self, scorer, photos, tmp_path, monkeypatch):
         page = made(scorer, photos, tmp_path / "gallery")
         before = page.read_bytes()

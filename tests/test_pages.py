@@ -201,7 +201,10 @@ class TestGrid:
         at = text.index(start) + len(start)
         data = json.loads(text[at : text.index(end, at)])
         one = data["photos"][0]
-        data["photos"] = [one | {"name": f"{i:05}.png", "scores": [1 - i / count]} for i in range(count)]
+        data["photos"] = [
+            one | {"name": f"{i:05}.png", "scores": [1 - i / count], "thumb": f"{one['thumb']}?{i}"}
+            for i in range(count)
+        ]
         file.write_text(text[:at] + json.dumps(data) + text[text.index(end, at) :])
         page = opened(file)
         assert page.locator(".card").count() == count

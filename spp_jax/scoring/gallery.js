@@ -205,11 +205,13 @@
   function open(place) {
     fill(place);
     if (!$("view").open) $("view").showModal();
+    document.documentElement.classList.add("viewing");
     $("close").focus();
   }
   function closed() {
     const place = state.open;
     state.open = null;
+    document.documentElement.classList.remove("viewing");
     $("photo").removeAttribute("src");
     cards[place].button.focus();
     cards[place].card.scrollIntoView({ block: "nearest" });

@@ -43,11 +43,14 @@ SCORES = "scores.jsonl"
 """File of a gallery in which scores may be kept."""
 
 _log = logging.getLogger(__name__)
-_THUMB, _VIEW = 360, 1600  # longest sides, in pixels
+_THUMB, _VIEW = 320, 1600  # longest sides, in pixels
 _VIEW_PIXELS = 1_500_000
 _MAP = 256  # longest side of a map's picture
 _CROPS = 5
-_OURS = re.compile(rf"index\.html|thumbs|views|{re.escape(SCORES)}|\..*\.part")
+_OURS = re.compile(
+    rf"index\.html|thumbs|views|\.?{re.escape(SCORES)}(\..*)?|\..*\.part"
+    r"|\.DS_Store|Thumbs\.db|desktop\.ini"  # which systems put wherever somebody looks
+)
 _MADE = re.compile(r"\.?[0-9a-f]{24}\b.*")
 
 

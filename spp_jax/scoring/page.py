@@ -74,7 +74,7 @@ def thumbnail(pixels: np.ndarray, longest: int, *, turned: bool = False) -> tupl
         turned: the pixels lie with their axes swapped; the thumbnail is upright.
     """
     picture = Image.fromarray(pixels)
-    picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
+    picture.thumbnail((longest, longest), Image.Resampling.HAMMING)  # half the time of LANCZOS
     if turned:
         picture = picture.transpose(Image.Transpose.TRANSPOSE)
     file = io.BytesIO()
