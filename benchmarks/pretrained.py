@@ -102,7 +102,7 @@ def agreement(
     for seed in range(SPLITS):
         order = np.random.default_rng(seed).permutation(len(scores))
         test, train = np.split(order, [round(len(order) / 5)])
-        probe = fit_probe(values[train], ranks[train], [groups[i] for i in train.tolist()], **options)
+        probe = fit_probe(values[train], ranks[train], np.asarray(groups)[train].tolist(), **options)
         logits = probe.logits(values[test])[:, 0]
         parts = [kind[test] == name for name in sorted(set(kind[test].tolist()))]
         within_kinds: list[Any] = [spearmanr(logits[part], scores[test][part]) for part in parts]

@@ -289,7 +289,9 @@ class TestLadder:
         sizes = np.stack([widths / ratios, widths], axis=1).astype(int)
         ladder = Ladder(Decoding(max_pixels=250_000))
         ladder.expect(sizes, {}, times=500)
-        held = np.array([np.prod(ladder.held(tuple(size), expected=True)) for size in sizes.tolist()])
+        held = np.array(
+            [np.prod(ladder.held(tuple(size), expected=True) or np.nan) for size in sizes.tolist()]
+        )
         free = plan_buckets(sizes, len(ladder.used), both_orientations=True).waste(sizes)
         assert 1 - sizes.prod(axis=1).sum() / held.sum() <= free + 0.01
         assert len(ladder.used) < ladder.most
