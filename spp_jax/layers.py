@@ -126,7 +126,7 @@ def _of_windows_apart(images: jax.Array, kernel: jax.Array, strides, padding, **
     """
 
     def product(images: jax.Array, kernel: jax.Array) -> jax.Array:
-        window, batch, channels = kernel.shape[:-2], len(images), images.shape[-1]
+        window, batch, channels = kernel.shape[:-2], images.shape[0], images.shape[-1]
         config, grid, spans = [(0, 0, 0)], [], []
         for size, w, s, (low, high) in zip(images.shape[1:-1], window, strides, padding, strict=True):
             count = max((size + low + high - w) // s + 1, 0)
@@ -139,10 +139,10 @@ def _of_windows_apart(images: jax.Array, kernel: jax.Array, strides, padding, **
         for axis, w in zip(within, window, strict=True):
             cells = lax.slice_in_dim(cells, 0, w, axis=axis)
         cells = cells.transpose(0, *range(1, 2 * len(window), 2), *within, cells.ndim - 1)
-        rows = cells.reshape(batch * math.prod(grid), -1)
+        rows = cells.reshape(batch * math.prod(grid), math.prod(window) * channels)
         columns = kernel.reshape(-1, kernel.shape[-1])
         kind = {name: options[name] for name in ("precision", "preferred_element_type") if name in options}
-        return jnp.dot(rows, columns, **kind).reshape(batch, *grid, -1)
+        return jnp.dot(rows, columns, **kind).reshape(batch, *grid, kernel.shape[-1])
 
     def convolution(images: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(images, kernel, strides, padding, **options)

@@ -569,11 +569,12 @@ class TestEvaluate:
         assert "\x1b" not in said
 
     def test_limits_of_scoring_are_options(self, trained, call, tmp_path):
-        (tmp_path / "a.png").write_bytes(RECORDS.photo(0))
+        (photos := tmp_path / "photos").mkdir()
+        (photos / "a.png").write_bytes(RECORDS.photo(0))
         with (tmp_path / "long").open("wb") as file:
             file.write(b"\xff\xd8\xff")
             file.truncate(10**9)
-        given = ["--checkpoint", trained, "--photos", tmp_path]
+        given = ["--checkpoint", trained, "--photos", photos]
         assert "more than 10" in call(evaluate, *given, "--refuse-pixels", 10)[2]
         long = call(evaluate, *given, tmp_path / "long", "--refuse-seconds", "0.1")[2]
         assert "long: takes more than 0.1 seconds of processor time to read" in long

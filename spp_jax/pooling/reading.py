@@ -450,7 +450,7 @@ def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Call
         shape = jax.tree.leaves(state)[0].shape
         images = _images_at_once(state)
         flat = jax.tree.map(lambda leaf: _flattened(leaf, 1), state)
-        if images == len(segments[0].starts):
+        if images == segments[0].starts.shape[0]:
             return read_images(flat, shape, segments)
         return _some_by_some(lambda *some: read_images(flat, (images, *shape[1:]), *some), images, segments)
 
@@ -489,6 +489,8 @@ def _images_at_once(state: PyTree) -> int:
     """How many images of a batch a CPU reads at once: of small maps, as many as its caches hold."""
     leaves = jax.tree.leaves(state)
     batch, *spatial, _ = leaves[0].shape
+    if not isinstance(batch, int):  # of a program that is exported for any
+        return batch
     rounds = math.ceil(sum(leaf.nbytes for leaf in leaves) / _BYTES_AT_ONCE)
     small = len(spatial) > 1 and _SMALL_SIDES[0] <= max(spatial) <= _SMALL_SIDES[1]
     return -(-batch // rounds) if small and 2 < rounds < batch else batch
