@@ -1,11 +1,13 @@
 """`spp-jax app`: its options, and its page in a real browser where gradio and Chromium are there."""
 
 import contextlib
+import gc
 import socket
 import sys
 import threading
 import urllib.error
 import urllib.request
+import warnings
 
 import numpy as np
 import pytest
@@ -64,7 +66,10 @@ def page_module():
     pytest.importorskip("gradio", reason="gradio is not installed (spp_jax[app])")
     from spp_jax.cli import app_page
 
-    return app_page
+    yield app_page
+    with warnings.catch_warnings():  # gradio's client leaves event loops open
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @pytest.fixture(scope="module")
