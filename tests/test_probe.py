@@ -314,6 +314,16 @@ def test_parameters_of_few_bits_are_near_and_take_less_space(probed, tmp_path):
             np.testing.assert_array_equal(near.view(np.uint32) % 2**12, 0)
 
 
+def test_a_folder_into_which_another_trains_is_refused(tmp_path, probed):
+    from spp_jax.run.lock import RunLock
+    from spp_jax.run.probe import run_probe
+
+    folder, job, _ = probed
+    with RunLock(tmp_path), pytest.raises(UsageError, match="another process trains into"):
+        run_probe(job, tmp_path, features_dir=folder / "features")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_network_without_a_head_to_fit_is_refused(tmp_path, probed):
     from spp_jax.run.job import prepare
     from spp_jax.run.probe import run_probe

@@ -35,6 +35,7 @@ from spp_jax.run.features import (
 )
 from spp_jax.run.job import Job
 from spp_jax.run.journal import Journal, write_skipped
+from spp_jax.run.lock import RunLock
 from spp_jax.run.training_run import TooManySkippedError
 from spp_jax.training import TrainState, configured_training
 from spp_jax.training.probe import BALANCES, CURVATURES, STRENGTHS, Probe, fit_probe
@@ -76,7 +77,8 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
         features_dir: where features are kept.
 
     Raises:
-        UsageError: the network has no linear or quadratic head, or the labels cannot be fitted.
+        UsageError: the network has no linear or quadratic head, the labels cannot be fitted, or another
+            process trains into the folder.
         TooManySkippedError: more pictures could not be read than allowed.
         OSError: the folder cannot be written.
 
@@ -94,6 +96,18 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
         raise UsageError("recipe probe runs in one process", "recipe")
     if not is_address(folder):
         check_writable(folder)
+    with RunLock(folder):
+        result = _run(job, folder, features_dir)
+    _log.info(
+        f"done in {time.perf_counter() - began:.0f} s; strength {result.probe.strengths.tolist()}, "
+        f"curvature {result.probe.curvatures.tolist()}, balance {result.probe.balances.tolist()}"
+    )
+    return result
+
+
+def _run(job: Job, folder: Path, features_dir: Path) -> ProbeResult:
+    """Features, fit and what is written."""
+    config = job.config
     _log.info(_described(job))
     state, graph = _network(job)
     every, rows = _joined(job.parts)
@@ -114,10 +128,6 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
     _write(job, folder, state, final, probe, parts, scores[rows["validation"]], every)
     if skipped:
         write_skipped(folder / "skipped.csv", skipped)
-    _log.info(
-        f"done in {time.perf_counter() - began:.0f} s; strength {probe.strengths.tolist()}, "
-        f"curvature {probe.curvatures.tolist()}, balance {probe.balances.tolist()}"
-    )
     return ProbeResult(parts["test"], probe, skipped)
 
 
