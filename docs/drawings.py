@@ -35,6 +35,11 @@ def figure(width: float, height: float) -> Figure:
     return card
 
 
+def caption(card: Figure, text: str) -> None:
+    """A line below all of a card."""
+    card.text(0.5, 0.03, text, ha="center", fontsize=10, color=INK)
+
+
 def blank(axes: Any, width: float, height: float) -> None:
     """Axes without marks, from 0 to width and, downwards, to height, in equal units."""
     axes.set(xlim=(-0.1, width + 0.1), ylim=(height + 0.1, -0.1), aspect="equal")
@@ -94,13 +99,8 @@ def bins() -> Figure:
         title = f"{level} x {level}: {num_bins((level,))} bin" + "s" * (level > 1)
         heading(axes, 3 + columns / 2, title, colour)
     strip(panels[-1], levels, rows + 3)
-    card.text(
-        0.5,
-        0.03,
-        "13 x 10 cells do not divide by 4: neighbours share a row or column, and no cell is left out.",
-        ha="center",
-        fontsize=10,
-        color=INK,
+    caption(
+        card, "13 x 10 cells do not divide by 4: neighbours share a row or column, and no cell is left out."
     )
     return card
 
@@ -165,14 +165,7 @@ def batch() -> Figure:
         real.add_patch(Rectangle((0.5, 0), width, height, fill=False, edgecolor=INK, lw=1.5))
         real.text(0.5 + width / 2, height + 1.0, f"sizes: [{rows}, {columns}]", ha="center", color=INK)
         values.text(0.5 + width / 2, height + 1.0, "hatched: padding", ha="center", color=INK)
-    card.text(
-        0.5,
-        0.03,
-        "What lies in the padding is unspecified. A layer clears it before it looks at neighbours.",
-        ha="center",
-        fontsize=10,
-        color=INK,
-    )
+    caption(card, "What lies in the padding is unspecified. A layer clears it before it looks at neighbours.")
     return card
 
 
@@ -217,13 +210,9 @@ def plan() -> Figure:
         for spine in axes.spines.values():
             spine.set_color(PALE)
     panels[0].set_ylabel("height")
-    card.text(
-        0.5,
-        0.03,
+    caption(
+        card,
         "A point is the size of a photograph, a box a shape that is compiled for. Dotted: the same, turned.",
-        ha="center",
-        fontsize=10,
-        color=INK,
     )
     return card
 

@@ -1,9 +1,10 @@
-"""What the commands on one photograph share: the judge, the file to write, and what cannot be read."""
+"""What commands share: the judge; of one photograph also the file to write, and what cannot be read."""
 
 import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from spp_jax.data.decoding import UnreadableError
 from spp_jax.errors import SppJaxError, UsageError
@@ -12,9 +13,11 @@ from spp_jax.scoring import Scorer
 __all__ = ["judge_of", "new_file", "read_errors"]
 
 
-def judge_of(judge: str, checkpoint: Path | None) -> Scorer:
-    """The judge of a run's folder, or else the one that ships under a name."""
-    return Scorer.from_pretrained(judge) if checkpoint is None else Scorer.from_checkpoint(checkpoint)
+def judge_of(judge: str, checkpoint: Path | None, **options: Any) -> Scorer:
+    """The judge of a run's folder, or else the one that ships under a name; with options of either."""
+    if checkpoint is None:
+        return Scorer.from_pretrained(judge, **options)
+    return Scorer.from_checkpoint(checkpoint, **options)
 
 
 def new_file(out: Path, photo: Path, overwrite: bool) -> None:

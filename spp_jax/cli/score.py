@@ -14,6 +14,7 @@ import tyro
 from spp_jax.addresses import is_address
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.gathering import Gathering, name_below
+from spp_jax.cli.judging import judge_of
 from spp_jax.cli.page import without_own, write_gallery
 from spp_jax.cli.placing import copy_into, link_into
 from spp_jax.cli.program import DONE, SKIPPED, run_program
@@ -195,10 +196,7 @@ def _score(options: Options) -> int:
         photos = others
     if not photos:
         raise UsageError(some(found.skipped) or "there is no photograph to score")
-    if options.checkpoint:
-        scorer = Scorer.from_checkpoint(options.checkpoint, programs=options.programs)
-    else:
-        scorer = Scorer.from_pretrained(options.judge, programs=options.programs)
+    scorer = judge_of(options.judge, options.checkpoint, programs=options.programs)
     limited(scorer, options.refuse_pixels, options.refuse_seconds)
     by = _column(scorer, choice.attribute)
     if options.dry_run:
