@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import posixpath
-import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -13,14 +12,13 @@ from tqdm import tqdm
 
 from spp_jax.addresses import stamp
 from spp_jax.cli.score_file import ScoreFile
+from spp_jax.cli.scored import bar_hidden
 from spp_jax.config import Decoding
 from spp_jax.data.decoding import photo_facts
 from spp_jax.data.duplicates import look_of
 from spp_jax.scoring import Entry, Scored, in_series, ranked
 
 __all__ = ["Gathering", "name_below"]
-
-_MANY = 100  # photographs from which a progress bar is worth its line
 
 
 class Gathering:
@@ -100,7 +98,7 @@ class Gathering:
         entries = list(entries)
         if look_alikes:
             new = [e.place for e in entries if not e.reason and not e.look]
-            hidden = len(new) < _MANY or not sys.stderr.isatty()
+            hidden = bar_hidden(len(new))
             with ThreadPoolExecutor(thread_name_prefix="look") as pool:
                 looks = pool.map(lambda place: look_of(entries[place].path, self._decoding), new)
                 for place, look in zip(

@@ -6,13 +6,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from spp_jax.cli.scored import bar_hidden
 from spp_jax.names import printable
 from spp_jax.scoring import Entry, Scorer
 from spp_jax.scoring.gallery import Gallery
 
 __all__ = ["without_own", "write_gallery"]
-
-_MANY = 100  # photographs from which a progress bar is worth its line
 
 
 def without_own(photos: Sequence[Path], gallery: Gallery) -> list[Path]:
@@ -38,12 +37,10 @@ def write_gallery(
         judge: its name.
         title: of the page.
     """
-    quiet = not sys.stderr.isatty()
-    few = quiet or len(entries) < _MANY
-    with tqdm(total=len(entries), unit="photo", desc="thumbnails", disable=few) as bar:
+    with tqdm(total=len(entries), unit="photo", desc="thumbnails", disable=bar_hidden(len(entries))) as bar:
         gallery.complete(scorer, entries, bar.update)
     count = min(best, sum(not entry.reason for entry in entries))
-    with tqdm(total=count, unit="photo", desc="explain", disable=quiet or not count) as bar:
+    with tqdm(total=count, unit="photo", desc="explain", disable=not (count and sys.stderr.isatty())) as bar:
         gallery.explain(scorer, entries, best, by=by, progress=bar.update)
     page = gallery.write(
         entries, scorer.attributes, by=by, digest=scorer.digest, best=best, judge=judge, title=title

@@ -16,9 +16,14 @@ from spp_jax.names import printable
 from spp_jax.scoring import Entry, Scored, Scorer
 from spp_jax.scoring.stream import Watch
 
-__all__ = ["limited", "say_entries", "score_paths", "tell_passed"]
+__all__ = ["bar_hidden", "limited", "say_entries", "score_paths", "tell_passed"]
 
 _MANY = 100  # photographs from which a progress bar is worth its line
+
+
+def bar_hidden(count: int) -> bool:
+    """Whether a progress bar over so many photographs is not worth its line, or nobody sees it."""
+    return count < _MANY or not sys.stderr.isatty()
 
 
 def score_paths(
@@ -47,8 +52,9 @@ def score_paths(
     """
     done = {scored.place for scored in kept}
     left = [place for place in range(len(photos)) if place not in done]
-    hidden = len(photos) < _MANY or not sys.stderr.isatty()
-    with tqdm(total=len(photos), unit="photo", desc="score", mininterval=1, disable=hidden) as bar:
+    with tqdm(
+        total=len(photos), unit="photo", desc="score", mininterval=1, disable=bar_hidden(len(photos))
+    ) as bar:
         if at_once and len(scorer.attributes) > 1:
             print("  ".join(scorer.attributes), flush=True)
         unread = 0
