@@ -436,11 +436,20 @@ class Geometry:
         )
 
     def output_sizes(self, sizes: jax.Array) -> jax.Array:
-        """True sizes after the operation; 0 where the input had none or the window does not fit."""
+        """True sizes after the operation; 0 where the input had none or the window does not fit.
+
+        Every layer's mask follows from them, and XLA copies this arithmetic into each of its users. So it has
+        no more operations than it needs: none where an operation keeps the sizes, and a division of what
+        is not negative.
+        """
         padding = map(sum, self.padding)
         window, strides, padding = np.asarray((self.window, self.strides, (*padding,)), np.int32)
-        out = (sizes + padding - window) // strides + 1
-        return jnp.where(sizes > 0, jnp.maximum(out, 0), 0)
+        if (strides == 1).all() and (padding == window - 1).all():
+            return sizes
+        sizes = jnp.asarray(sizes)
+        reach = jnp.maximum(sizes + (padding - window + strides), 0)
+        strides = jnp.broadcast_to(strides.astype(reach.dtype), reach.shape)
+        return jnp.where(sizes > 0, lax.div(reach, strides), 0)
 
 
 def _per_axis(value: int | Sequence[int], rank: int) -> tuple[int, ...]:
