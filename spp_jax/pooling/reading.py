@@ -37,6 +37,7 @@ _CELLS_A_STEP = {1: (16,), 2: (4, 4), 3: (2, 2, 4)}  # of a window, along each a
 _OWN_CELLS_A_STEP = {1: (4,), 2: (2, 2), 3: (1, 2, 2)}  # the same by a combine of one's own
 _SMALL_SIDES = 12, 28  # cells: of a map of which much is left after one axis, though less than it has bins
 _BYTES_AT_ONCE = 4 << 20  # of such maps, that a CPU's caches hold
+_CELLS_AT_ONCE = 2**14  # of a map that is one bin, which a CPU reads in one reduction
 _OWN_ROWS_A_STEP = 4  # by a combine of one's own: each more makes the program longer, and soon slower
 
 
@@ -394,10 +395,22 @@ def gathered(monoid: Monoid) -> Callable:
     Where a cell may be combined twice, a segment's last row stands in for those beyond its end, so that
     there is no mask. The loop's trip count is data, which keeps XLA from fusing across it. Its first
     step is taken outside, which saves the state one trip through memory.
+
+    Where one bin is the whole of a map of few cells, the map is one masked reduction: its time is about the
+    same, and it compiles in a fifth of the time.
     """
     if monoid.selects or monoid.combine is lax.add:
-        return _gathered(monoid, outside=1)
-    return _gathered(monoid, outside=0, most=_OWN_ROWS_A_STEP)
+        by_rows = _gathered(monoid, outside=1)
+    else:
+        by_rows = _gathered(monoid, outside=0, most=_OWN_ROWS_A_STEP)
+
+    def read(state, segments):
+        cells = math.prod(jax.tree.leaves(state)[0].shape[1:-1])
+        if cells <= _CELLS_AT_ONCE and all(of_axis.starts.shape[1] == 1 for of_axis in segments):
+            return _masked_together(monoid, state, segments, range(len(segments)))
+        return by_rows(state, segments)
+
+    return read
 
 
 def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Callable:
