@@ -16,13 +16,12 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 from scipy.stats import pearsonr, spearmanr
 
 from spp_jax.config import RunConfig
 from spp_jax.data.judged_photos import SETS
 from spp_jax.data.records import Records
-from spp_jax.models.configured import build_model
+from spp_jax.models.configured import abstract_model
 from spp_jax.run.job import prepare
 from spp_jax.run.probe import FEATURES, head_options, job_features
 from spp_jax.training.probe import Probe, fit_probe
@@ -40,7 +39,7 @@ CONFIG = RunConfig(
     flip=False,
 )
 """As the judges are trained: see their card."""
-HEAD = head_options(nnx.eval_shape(lambda: build_model(CONFIG, 2)))
+HEAD = head_options(abstract_model(CONFIG, 2))
 
 
 def main() -> None:

@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax import nnx
 from scipy.stats import spearmanr, t
 
 from spp_jax.config import RunConfig
-from spp_jax.models.configured import build_model
+from spp_jax.models.configured import abstract_model
 from spp_jax.run.job import prepare
 from spp_jax.run.probe import FEATURES, head_options, job_features
 from spp_jax.training.probe import fit_probe
@@ -89,7 +88,7 @@ def figures(config: RunConfig, folder: Path, features_dir: Path) -> np.ndarray:
     for part in job.parts.values():
         kinds |= dict(zip(part.ids, part.categories, strict=False))  # which there may be none of
     kind = np.array([kinds.get(name, "") for name in every.ids])
-    options = head_options(nnx.eval_shape(lambda: build_model(config, 1)))
+    options = head_options(abstract_model(config, 1))
     return agreement(image.values, np.asarray(every.scores), kind, every.groups, options)
 
 

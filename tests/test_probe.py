@@ -334,27 +334,36 @@ def test_a_network_without_a_head_to_fit_is_refused(tmp_path, probed):
         run_probe(prepare(config, folder), tmp_path / "run", features_dir=tmp_path)
 
 
-def test_an_attribute_may_be_judged_alone(tmp_path):
+@pytest.mark.parametrize("rank", [0, 3], ids=["linear", "quadratic"])
+def test_an_attribute_may_be_judged_alone(tmp_path, rank):
     import jax.numpy as jnp
     from flax import nnx
 
-    from spp_jax import Scorer, create_model, plan_buckets
+    from spp_jax import Scorer, plan_buckets
     from spp_jax.checkpoints import About, Checkpoints
+    from spp_jax.models.configured import build_model
 
-    options = {"widths": (4, 6), "hidden": 4}
-    model = create_model("compact", levels=(1,), outputs=2, rngs=nnx.Rngs(0), **options)
-    model.head.logits.kernel[...] = np.random.default_rng(0).normal(size=(4, 2)).astype(np.float32)
+    (tmp_path / "own.py").write_text(OWN)
     config = RunConfig(
-        labels=("sharp", "bright"), levels=(1,), model_options=("widths=(4,6)", "hidden=4"), buckets=1
+        labels=("sharp", "bright"),
+        model=f"{tmp_path}/own.py:small",
+        model_options=(f"rank={rank}",),
+        levels=(1,),
+        buckets=1,
     )
+    model, rng = build_model(config, 2), np.random.default_rng(0)
+    for layer in (model.head.logits, getattr(model.head, "curvature", None)):
+        if layer is not None:
+            layer.kernel[...] = rng.normal(size=layer.kernel.shape).astype(np.float32)
     with Checkpoints(tmp_path) as checkpoints:
         about = About.of(config, plan_buckets([(16, 16)], 1), "none")
         checkpoints.save(1, nnx.state(model), jnp.zeros(1), about, 0.5)
-    photos = [np.random.default_rng(1).integers(0, 255, (16, 20, 3), np.uint8)]
+    photos = [rng.integers(0, 255, (16, 20, 3), np.uint8)]
     both = Scorer.from_checkpoint(tmp_path).score(photos)
-    one = Scorer.from_checkpoint(tmp_path, attributes=("bright",))
-    assert one.attributes == ("bright",)
-    np.testing.assert_allclose(one.score(photos), both[:, 1], rtol=1e-6)
+    for column, name in enumerate(config.labels):
+        one = Scorer.from_checkpoint(tmp_path, attributes=(name,))
+        assert one.attributes == (name,)
+        np.testing.assert_allclose(one.score(photos), both[:, column], rtol=1e-6)
     with pytest.raises(UsageError, match="judges sharp, bright, not dull"):
         Scorer.from_checkpoint(tmp_path, attributes=("dull",))
 
@@ -453,6 +462,9 @@ def test_the_judges_that_ship_judge_as_they_did_when_they_were_trained():
     blurred = [np.asarray(Image.fromarray(photo).filter(ImageFilter.GaussianBlur(3))) for photo in photos]
     scorer = Scorer.from_pretrained("all")
     assert scorer.attributes == ("quality", "beauty")
+    for column, name in enumerate(scorer.attributes):
+        alone = Scorer.from_pretrained(name).score(photos[:1])
+        np.testing.assert_allclose(alone, scorer.score(photos[:1])[:, column], atol=1e-5)
     expected = [[0.832, 0.611], [0.853, 0.720], [0.726, 0.427]]
     np.testing.assert_allclose(scorer.score(photos), expected, atol=0.01)
     np.testing.assert_array_less(scorer.score(blurred)[:, 0], 0.4)

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -18,24 +19,28 @@ from spp_jax.pooling import reductions
 from spp_jax.pooling.bins import rule_named
 from spp_jax.registry import Registry
 
-__all__ = ["REDUCTIONS", "build_model", "model_options"]
+__all__ = ["REDUCTIONS", "abstract_model", "build_model", "model_options"]
 
 REDUCTIONS: Registry[Any] = Registry("reduction", reductions.REDUCTIONS, argument="reduce")
 """What a configuration's ``reduce`` names; in Python a reduction is passed as it is."""
 _GIVEN = ("levels", "outputs", "rngs")  # to every network
 
 
-def build_model(config: RunConfig, outputs: int) -> Any:
+def build_model(config: RunConfig, outputs: int, rngs: nnx.Rngs | None = None) -> Any:
     """The network of a run, as it is before training.
+
+    Args:
+        config: of the run.
+        outputs: of its head.
+        rngs: what initial values are drawn from; None: the configuration's seed.
 
     Raises:
         UsageError: there is no such model, or not with these levels or options.
     """
     options = model_options(config)
+    rngs = nnx.Rngs(config.seed) if rngs is None else rngs
     try:
-        model = create_model(
-            config.model, levels=config.levels, outputs=outputs, rngs=nnx.Rngs(config.seed), **options
-        )
+        model = create_model(config.model, levels=config.levels, outputs=outputs, rngs=rngs, **options)
         if config.rule != RunConfig.rule:
             _cut_by(config.rule, model)
     except UsageError:
@@ -43,6 +48,37 @@ def build_model(config: RunConfig, outputs: int) -> Any:
     except ValueError as error:
         raise UsageError(f"model {config.model}: {error}", "model", "levels", "rule") from None
     return model
+
+
+class _OneKey(nnx.RngStream):
+    """Gives the same key each time: nobody reads what is drawn with it."""
+
+    def __call__(self) -> jax.Array:
+        return self.key[...]
+
+
+def abstract_model(config: RunConfig, outputs: int) -> Any:
+    """The network of a run without values: each variable is a `jax.ShapeDtypeStruct`.
+
+    Args:
+        config: of the run.
+        outputs: of its head.
+
+    Raises:
+        UsageError: as :func:`build_model` does.
+
+    Example::
+
+        graph, variables = nnx.split(abstract_model(config, 1))
+    """
+
+    def build() -> Any:
+        rngs = nnx.Rngs(0)
+        # A key of its own for each of some hundred variables is most of the time that this takes.
+        rngs.default = _OneKey(0, tag="default")
+        return build_model(config, outputs, rngs)
+
+    return nnx.eval_shape(build)
 
 
 def _cut_by(rule: str, model: nnx.Module) -> None:

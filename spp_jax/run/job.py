@@ -7,17 +7,16 @@ import math
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
-from spp_jax.buckets import COMPILATION_PRICE, Bucket, BucketPlan, plan_buckets
+from spp_jax.buckets import STEP_COMPILATION_PRICE, Bucket, BucketPlan, plan_buckets
 from spp_jax.compilation import data_mesh
 from spp_jax.config import RunConfig
 from spp_jax.data import load_dataset
 from spp_jax.data.records import SPLITS, Records, split_records
 from spp_jax.data.schedule import Schedule, at_scale, pair_sizes
 from spp_jax.errors import SppJaxError, UsageError
-from spp_jax.models.configured import build_model
+from spp_jax.models.configured import abstract_model
 from spp_jax.names import some
 from spp_jax.training.losses import Loss, create_loss
 
@@ -178,7 +177,7 @@ def _plan(
     bucketing = config.bucketing
     if config.buckets == "auto" and config.steps:  # which say how often a picture is seen, and not the epochs
         passes = config.steps * config.pixels_per_step / int(sizes.prod(axis=1).sum())
-        bucketing["compilation_price"] = COMPILATION_PRICE / passes
+        bucketing["compilation_price"] = STEP_COMPILATION_PRICE / passes
     if train.pairs is not None:  # both of a pair are in one batch
         bucketing["batch_multiple"] = math.lcm(2, config.batch_multiple)
     plan = plan_buckets(sizes, **bucketing)
@@ -193,5 +192,5 @@ def _plan(
 
 def _smallest(config: RunConfig) -> tuple[int, int]:
     """The smallest picture the model takes; refuses an unknown model before any work is done."""
-    model = nnx.eval_shape(lambda: build_model(config, 1))
+    model = abstract_model(config, 1)
     return max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side)

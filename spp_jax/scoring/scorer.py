@@ -28,7 +28,7 @@ from spp_jax.data.records import Records
 from spp_jax.data.schedule import in_order
 from spp_jax.errors import UsageError
 from spp_jax.models import SPPNet
-from spp_jax.models.configured import build_model
+from spp_jax.models.configured import abstract_model
 from spp_jax.padded import Padded
 from spp_jax.scoring.crops import Crop, best_crops, candidates, smallest_crop, wanted
 from spp_jax.scoring.explanation import Explanation, explain
@@ -114,8 +114,11 @@ class Scorer:
         """
         with Checkpoints(path_at(path)) as checkpoints:
             about = checkpoints.about()
-            config = about.config
             about.check_parts()
+            saved = about.config
+            if attributes:
+                about = about._replace(config=_judging(path, saved, tuple(attributes)))
+            config = about.config
             try:
                 loss = create_loss(
                     config.loss,
@@ -123,16 +126,15 @@ class Scorer:
                     huber_delta=config.huber_delta,
                     attributes=config.labels,
                 )
-                model: Any = nnx.eval_shape(lambda: build_model(config, loss.outputs))
+                model = abstract_model(config, loss.outputs)
             except UsageError as error:
                 raise UsageError(f"{path} is no checkpoint of this version of spp_jax: {error}") from None
             model.eval()
             graph, variables = nnx.split(model)
-            variables = checkpoints.restore_model(variables)
-        if attributes:
-            config, graph, variables = _of_attributes(path, config, variables, tuple(attributes))
-            loss = create_loss(config.loss, huber_delta=config.huber_delta, attributes=attributes)
-            about = about._replace(config=config)
+            if attributes:
+                variables = _restored_columns(checkpoints, variables, saved.labels, config.labels)
+            else:
+                variables = checkpoints.restore_model(variables)
         smallest = (max(model.min_size[0], config.min_side), max(model.min_size[1], config.min_side))
         scorer = cls.__new__(cls)
         scorer._set(graph, variables, smallest, config, loss, programs, _key(about, variables))
@@ -594,23 +596,45 @@ def forward_function(graph: nnx.GraphDef, tree: Any, loss: Loss) -> Callable[[li
     return forward
 
 
-def _of_attributes(
-    path: str | Path, config: RunConfig, variables: nnx.State, names: tuple[str, ...]
-) -> tuple[RunConfig, nnx.GraphDef, nnx.State]:
-    """The network of some of the outputs, and the configuration that would have made it."""
+def _judging(path: str | Path, config: RunConfig, names: tuple[str, ...]) -> RunConfig:
+    """The configuration of a run that would have learned some of the attributes alone."""
     unknown = [name for name in names if name not in config.labels]
     if unknown or len(set(names)) < len(names):
         known = ", ".join(config.labels) or "its score alone"
         raise UsageError(f"{path} judges {known}, not {', '.join(unknown or names)}", "attributes")
-    config, columns = dataclasses.replace(config, labels=names), [config.labels.index(name) for name in names]
-    model: Any = nnx.eval_shape(lambda: build_model(config, len(names)))
-    model.eval()
-    graph, like = nnx.split(model)
-    pure = nnx.to_pure_dict(variables)
-    last = pure["head"]["logits"]
-    pure["head"]["logits"] = {name: value[..., np.array(columns)] for name, value in last.items()}
-    nnx.replace_by_pure_dict(like, pure)
-    return config, graph, like
+    return dataclasses.replace(config, labels=names)
+
+
+def _restored_columns(
+    checkpoints: Checkpoints, like: nnx.State, saved: Sequence[str], names: Sequence[str]
+) -> nnx.State:
+    """A model's variables with those of its outputs that have these names, out of all that were saved.
+
+    Of a quadratic head, a direction that none of them bends along is left out.
+    """
+    pure, whole = nnx.to_pure_dict(like), nnx.clone(like)
+
+    def grown(value: Any, axes: Sequence[int]) -> jax.ShapeDtypeStruct:
+        shape = [n * len(saved) // len(names) if i in axes else n for i, n in enumerate(value.shape)]
+        return jax.ShapeDtypeStruct(tuple(shape), value.dtype)
+
+    grows = {"logits": [-1], "directions": [-1], "curvature": [0, -1]}
+    for layer in grows.keys() & pure["head"].keys():
+        pure["head"][layer] = {
+            name: grown(value, [axis % value.ndim for axis in grows[layer]])
+            for name, value in pure["head"][layer].items()
+        }
+    nnx.replace_by_pure_dict(whole, pure)
+    pure = nnx.to_pure_dict(checkpoints.restore_model(whole))
+    head, columns = pure["head"], np.array([saved.index(name) for name in names])
+    head["logits"] = {name: value[..., columns] for name, value in head["logits"].items()}
+    if "curvature" in head:
+        curvature = head["curvature"]["kernel"][:, columns]
+        bent = np.flatnonzero(np.any(np.asarray(curvature) != 0, axis=1))
+        head["curvature"]["kernel"] = curvature[bent]
+        head["directions"]["kernel"] = head["directions"]["kernel"][:, bent]
+    nnx.replace_by_pure_dict(whole, pure)
+    return whole
 
 
 def _key(about: About, variables: nnx.State) -> str | None:
