@@ -17,11 +17,16 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-__all__ = ["COMPILATION_PRICE", "Bucket", "BucketPlan", "plan_buckets"]
+__all__ = ["COMPILATION_PRICE", "STEP_COMPILATION_PRICE", "Bucket", "BucketPlan", "plan_buckets"]
 
 COMPILATION_PRICE = 10_000_000
-"""Pixels that pass through a program in the time that it takes to compile, where nobody measured it: seconds
-times pixels per second. Both grow with the network, on every device, so their product differs little."""
+"""Pixels that pass through a scoring program in the time that it takes to compile, where nobody measured it.
+
+It is seconds times pixels per second. Both grow with the network, on every device, so their product differs
+little."""
+STEP_COMPILATION_PRICE = 100_000_000
+"""The same of a training step, with the program that judges the pictures of its bucket. On two cores
+`train.py --dry-run` measures 120,000,000 for the default run; faster devices pay more of their pixels."""
 
 Sizes: TypeAlias = np.ndarray | Sequence[Sequence[int]]
 Counts: TypeAlias = np.ndarray | Sequence[int]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spp_jax.buckets import COMPILATION_PRICE
+from spp_jax.buckets import STEP_COMPILATION_PRICE
 from spp_jax.errors import UsageError
 from spp_jax.registry import absolute
 
@@ -296,7 +296,7 @@ class RunConfig:
         The price of a compilation is the fixed one, whatever was measured on this machine: all hosts of a
         run, and all of its folds, plan alike.
         """
-        paid = {"compilation_price": COMPILATION_PRICE / self.epochs, "finite": True}
+        paid = {"compilation_price": STEP_COMPILATION_PRICE / self.epochs, "finite": True}
         return (paid if self.buckets == "auto" else {}) | {
             "max_buckets": self.buckets,
             "multiple": self.shape_multiple,

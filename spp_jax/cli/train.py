@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ import jax
 import tyro
 from tqdm import tqdm
 
-from spp_jax.buckets import COMPILATION_PRICE, BucketPlan
+from spp_jax.buckets import STEP_COMPILATION_PRICE, BucketPlan
 from spp_jax.checkpoints import Checkpoints
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.program import DONE, INTERRUPTED, SKIPPED, run_program
@@ -192,13 +193,15 @@ def _dry_run(job: Job, fsdp: int | None) -> int:
             f" {batches:15d} {memory(ready):>18s} {ready.seconds:11.1f} s"
         )
 
+    start = time.perf_counter()
     with watch_compilations(lambda one: read.append(one.name == "step" and one.cached), explain=False):
         compile_programs({"step": (step, job.schedule.buckets)}, job.mesh, line)
+    seconds = time.perf_counter() - start
     path = price_file("train", job.config.model, job.config.dtype)
-    price = measured_price(step, done, not any(read), path)
+    price = measured_price(step, done, None if any(read) else seconds, path)
     print(f"\n{price or 'what a compilation takes was not measured here yet'}")
     if job.config.buckets == "auto":
-        print(f"--buckets auto counts {COMPILATION_PRICE:,} pixels for it, on every machine the same")
+        print(f"--buckets auto counts {STEP_COMPILATION_PRICE:,} pixels for it, on every machine the same")
     return DONE
 
 

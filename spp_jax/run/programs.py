@@ -1,6 +1,5 @@
 """A run's programs: all are compiled before the first step, and refused where one would not fit."""
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +57,7 @@ def compile_programs(
 
 
 def measured_price(
-    executables: BucketExecutables, compiled: Sequence[Compiled], fresh: bool, path: Path | None
+    executables: BucketExecutables, compiled: Sequence[Compiled], seconds: float | None, path: Path | None
 ) -> Price | None:
     """What a compilation costs here, where that is known: measured now and kept, or kept before.
 
@@ -67,15 +66,14 @@ def measured_price(
     Args:
         executables: of the programs.
         compiled: what :func:`compile_programs` told of.
-        fresh: they were compiled, not read from the cache.
+        seconds: that all took to compile, beside each other; None where some were read from the cache.
         path: of the file where it is kept.
     """
-    if not fresh:
+    if seconds is None:
         return Price.read(path)
     least = min(compiled, key=lambda ready: ready.bucket.pixels)
-    seconds = [_seconds(executables, least) for _ in range(2)][-1]  # the first one also warms up
-    took = statistics.median(ready.seconds for ready in compiled)
-    price = Price(took, least.bucket.pixels / seconds)
+    step = [_seconds(executables, least) for _ in range(2)][-1]  # the first one also warms up
+    price = Price(seconds / len(compiled), least.bucket.pixels / step)
     price.write(path)
     return price
 
