@@ -212,7 +212,6 @@ class TestGrid:
         assert 0 < page.evaluate(loaded) < 500
         height = page.evaluate("document.documentElement.scrollHeight")
         page.locator("[tabindex='0']").first.focus()
-        page.keyboard.press("End")
         assert focused(page) == "09999.png"
         assert page.evaluate("window.scrollY") > height / 2
         assert page.evaluate("document.documentElement.scrollHeight") == height  # nothing jumps
@@ -335,3 +334,15 @@ def test_the_report_of_a_run_opens_and_asks_nothing_of_a_network(tmp_path, opene
     page = opened(Path(file))
     assert page.locator("figure img").count() == 6
     assert page.evaluate("[...document.images].every((img) => img.naturalWidth > 0)")
+
+
+def test_cards_far_from_the_screen_are_filled_when_they_come_near_and_all_for_print(tmp_path, opened):
+    many = 400
+    page = opened(collection(tmp_path, [f"{i}.png" for i in range(many)], np.linspace(1, 0, many)))
+    cards, filled = page.locator(".card"), page.locator(".card button")
+    assert cards.count() == many
+    assert filled.count() < many
+    cards.last.scroll_into_view_if_needed()
+    playwright.expect(cards.last.locator("bdi")).to_have_text(f"{many - 1}.png")
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert filled.count() == many

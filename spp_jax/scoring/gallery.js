@@ -22,14 +22,25 @@
     return made;
   }
   const number = (value) => value.toFixed(2);
-  const count = (n) => n.toLocaleString("en");
+  const thousands = new Intl.NumberFormat("en");
+  const count = (n) => thousands.format(n);
 
   // Cards --------------------------------------------------------------------------------------------
 
+  // A card has its size from the start, and is filled when it comes near the screen. What 10,000 cards hold took
+  // most of the time of opening. Nor did content-visibility help: containing the style of each costs as much.
+  const AHEAD = 100;  // cards that are filled before it is known where they lie
   function ratioOf(photo) {
     return Math.min(Math.max(photo.width / photo.height, 0.5), 3);
   }
-  function cardOf(photo, place) {
+  function cardOf(photo) {
+    const card = element("li", { className: "card" });
+    card.style.setProperty("--ratio", ratioOf(photo));
+    return { card, button: null, score: null, rank: null };
+  }
+  function filled(place) {
+    if (cards[place].button) return cards[place];
+    const photo = photos[place];
     const img = element("img", { alt: "", loading: "lazy", decoding: "async", src: photo.thumb });
     const score = element("span", { className: "score" });
     const rank = element("span", { className: "rank" });
@@ -40,11 +51,20 @@
     }
     button.addEventListener("click", () => open(place));
     button.addEventListener("focus", () => activate(place));
-    const card = element("li", { className: "card" }, button);
-    card.style.setProperty("--ratio", ratioOf(photo));
-    return { card, button, score, rank };
+    cards[place].card.append(button);
+    Object.assign(cards[place], { button, score, rank });
+    captionOf(place);
+    return cards[place];
   }
   const cards = photos.map(cardOf);
+  const places = new Map(cards.map(({ card }, place) => [card, place]));
+  const near = new IntersectionObserver((entries) => {
+    for (const { isIntersecting, target: card } of entries) {
+      if (!isIntersecting) continue;
+      near.unobserve(card);
+      filled(places.get(card));
+    }
+  }, { rootMargin: "100%" });
   const ranks = attributes.map((_, column) => {
     const order = photos.map((_, place) => place).sort((a, b) => photos[b].scores[column] - photos[a].scores[column]);
     const found = [];
@@ -63,24 +83,30 @@
     const pick = photo.series ? `, ${photo.pick ? "pick" : "one"} of a series of ${sizes.get(photo.series)}` : "";
     return `${photo.name}: score ${number(photo.scores[column])}, rank ${ranks[column][place]} of ${photos.length}${pick}`;
   }
-  function caption() {
+  function captionOf(place) {
+    const { button, score, rank } = cards[place];
     const column = +$("attribute").value;
-    cards.forEach(({ button, score, rank }, place) => {
-      score.textContent = number(photos[place].scores[column]);
-      rank.textContent = `#${count(ranks[column][place])}`;
-      button.setAttribute("aria-label", label(place));
-    });
+    score.textContent = number(photos[place].scores[column]);
+    rank.textContent = `#${count(ranks[column][place])}`;
+    button.setAttribute("aria-label", label(place));
+  }
+  function caption() {
+    cards.forEach(({ button }, place) => { if (button) captionOf(place); });
   }
 
   // Order and filter ---------------------------------------------------------------------------------
 
-  function fits(photo) {
-    const score = photo.scores[+$("attribute").value];
+  function fitting() {
+    const column = +$("attribute").value;
     const words = $("name").value.toLowerCase().split(/\s+/).filter(Boolean);
-    const name = photo.name.toLowerCase();
-    const high = +$("high").value;
-    return score >= +$("low").value && (high >= 1 || score <= high) && words.every((word) => name.includes(word))
-      && ($("series").value !== "picks" || photo.pick);
+    const [low, high] = [+$("low").value, +$("high").value];
+    const picks = $("series").value === "picks";
+    return photos.map((_, place) => place).filter((place) => {
+      const { name, scores, pick } = photos[place];
+      const lower = name.toLowerCase();
+      return scores[column] >= low && (high >= 1 || scores[column] <= high)
+        && words.every((word) => lower.includes(word)) && (!picks || pick);
+    });
   }
   function ordered(places) {
     const column = +$("attribute").value;
@@ -109,14 +135,15 @@
       element("span", {}, why ? `${said}; the pick (★) is ${why}` : said));
   }
   function show() {
-    const places = ordered(photos.map((_, place) => place).filter((place) => fits(photos[place])));
+    const all = ordered(fitting());
     const fragment = document.createDocumentFragment();
     state.shown = [];
     let alone = false;
-    for (const group of $("series").value === "together" ? together(places) : [places]) {
-      const series = $("series").value === "together" ? photos[group[0]].series : null;
+    const grouped = $("series").value === "together";
+    for (const group of grouped ? together(all) : [all]) {
+      const series = grouped ? photos[group[0]].series : null;
       if (series) fragment.append(heading(series, group));
-      else if ($("series").value === "together" && !alone && state.shown.length) {
+      else if (grouped && !alone && state.shown.length) {
         fragment.append(element("li", { className: "heading" }));
       }
       alone = !series;
@@ -125,6 +152,7 @@
         state.shown.push(place);
       }
     }
+    state.shown.slice(0, AHEAD).forEach(filled);
     $("grid").replaceChildren(fragment);
     $("none").hidden = state.shown.length > 0;
     $("count").textContent = state.shown.length === photos.length
@@ -133,10 +161,10 @@
     activate(state.shown.includes(state.at) ? state.at : state.shown[0]);
   }
   function activate(place) {
-    if (cards[state.at]) cards[state.at].button.tabIndex = -1;
+    if (cards[state.at]) filled(state.at).button.tabIndex = -1;
     if (place === undefined) return;
     state.at = place;
-    cards[place].button.tabIndex = 0;
+    filled(place).button.tabIndex = 0;
   }
 
   // Keyboard -----------------------------------------------------------------------------------------
@@ -170,7 +198,7 @@
     const place = event.key in rows ? nextRow(rows[event.key]) : target(event.key, state.at);
     if (place === undefined) return;
     event.preventDefault();
-    cards[place].button.focus();
+    filled(place).button.focus();
     cards[place].card.scrollIntoView({ block: "nearest" });
   }
   function onPage(event) {
@@ -187,7 +215,7 @@
       show();
     } else if (["Escape", "Enter", "ArrowDown"].includes(event.key) && state.shown.length) {
       event.preventDefault();
-      cards[state.at].button.focus();
+      filled(state.at).button.focus();
     }
   }
   function onView(event) {
@@ -213,7 +241,7 @@
     state.open = null;
     document.documentElement.classList.remove("viewing");
     $("photo").removeAttribute("src");
-    cards[place].button.focus();
+    filled(place).button.focus();
     cards[place].card.scrollIntoView({ block: "nearest" });
   }
   function picture(photo, place) {
@@ -356,6 +384,7 @@
   $("series").parentElement.hidden = sizes.size === 0;
   $("order").querySelector("[value=taken]").hidden = !photos.some((photo) => photo.taken);
   $("attribute").value = String(data.by);
-  caption();
   show();
+  for (const { card, button } of cards) if (!button) near.observe(card);
+  window.addEventListener("beforeprint", () => photos.forEach((_, place) => filled(place)));
 })();
