@@ -212,6 +212,7 @@ class TestGrid:
         assert 0 < page.evaluate(loaded) < 500
         height = page.evaluate("document.documentElement.scrollHeight")
         page.locator("[tabindex='0']").first.focus()
+        page.keyboard.press("End")
         assert focused(page) == "09999.png"
         assert page.evaluate("window.scrollY") > height / 2
         assert page.evaluate("document.documentElement.scrollHeight") == height  # nothing jumps
