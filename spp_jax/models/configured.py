@@ -73,7 +73,7 @@ def abstract_model(config: RunConfig, outputs: int) -> Any:
     """
 
     def build() -> Any:
-        rngs = nnx.Rngs(0)
+        rngs = nnx.Rngs()
         # A key of its own for each of some hundred variables is most of the time that this takes.
         rngs.default = _OneKey(0, tag="default")  # pyright: ignore[reportAttributeAccessIssue]
         return build_model(config, outputs, rngs)

@@ -161,7 +161,7 @@
     activate(state.shown.includes(state.at) ? state.at : state.shown[0]);
   }
   function activate(place) {
-    if (cards[state.at]) filled(state.at).button.tabIndex = -1;
+    if (cards[state.at]?.button) cards[state.at].button.tabIndex = -1;
     if (place === undefined) return;
     state.at = place;
     filled(place).button.tabIndex = 0;

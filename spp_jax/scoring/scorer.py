@@ -45,6 +45,7 @@ _log = logging.getLogger(__name__)
 _FEW = 8  # photographs that are not worth a plan of their own
 _SAMPLE = 512  # headers read to plan for more
 _NO_PROGRAM = ("data", "init_from")  # of a configuration: no program follows from these
+_OUTPUT_AXES = {"logits": (-1,), "directions": (-1,), "curvature": (0, -1)}  # of a head
 _SERVICE = 100_000  # photographs that are worth a warm-up: of few, a rung that saves little is not taken
 
 
@@ -614,16 +615,15 @@ def _restored_columns(
     """
     pure, whole = nnx.to_pure_dict(like), nnx.clone(like)
 
-    def grown(value: Any, axes: Sequence[int]) -> jax.ShapeDtypeStruct:
-        shape = [n * len(saved) // len(names) if i in axes else n for i, n in enumerate(value.shape)]
+    def of_all(value: Any, axes: Sequence[int]) -> jax.ShapeDtypeStruct:
+        shape = list(value.shape)
+        for axis in axes:
+            shape[axis] = shape[axis] // len(names) * len(saved)
         return jax.ShapeDtypeStruct(tuple(shape), value.dtype)
 
-    grows = {"logits": [-1], "directions": [-1], "curvature": [0, -1]}
-    for layer in grows.keys() & pure["head"].keys():
-        pure["head"][layer] = {
-            name: grown(value, [axis % value.ndim for axis in grows[layer]])
-            for name, value in pure["head"][layer].items()
-        }
+    for layer, axes in _OUTPUT_AXES.items():
+        for name, value in pure["head"].get(layer, {}).items():
+            pure["head"][layer][name] = of_all(value, axes)
     nnx.replace_by_pure_dict(whole, pure)
     pure = nnx.to_pure_dict(checkpoints.restore_model(whole))
     head, columns = pure["head"], np.array([saved.index(name) for name in names])
