@@ -9,6 +9,7 @@ from PIL import Image, ImageCms
 from spp_jax import Scorer, create_model
 from spp_jax.cli import crop as crop_command
 from spp_jax.cli import explain as explain_command
+from spp_jax.cli import judging
 from spp_jax.data.cutting import cut
 from spp_jax.data.unreadable import UnreadableError
 from spp_jax.errors import UsageError
@@ -144,9 +145,8 @@ def test_what_cannot_be_cut_says_so_and_leaves_nothing(tmp_path):
 class TestCommands:
     @pytest.fixture(autouse=True)
     def judge(self, scorer, monkeypatch, tmp_path):
-        for command in (crop_command, explain_command):
-            monkeypatch.setattr(command, "judge_of", lambda judge, checkpoint: scorer)
-            monkeypatch.setattr(command, "use_compilation_cache", lambda folder: None)
+        monkeypatch.setattr(judging, "judge_of", lambda judge, checkpoint: scorer)
+        monkeypatch.setattr(judging, "use_compilation_cache", lambda folder: None)
         photograph(tmp_path / "a.jpg")
 
     def test_crop_writes_the_best_of_the_shape(self, tmp_path, capsys):

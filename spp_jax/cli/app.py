@@ -10,12 +10,11 @@ from collections.abc import Iterator
 import tyro
 
 from spp_jax.cli.arguments import AnyPath
-from spp_jax.cli.judging import judge_of
 from spp_jax.cli.program import DONE, run_program
 from spp_jax.cli.scored import limited
 from spp_jax.compilation import default_cache_dir, use_compilation_cache
 from spp_jax.errors import UsageError
-from spp_jax.scoring import DEFAULT
+from spp_jax.scoring import DEFAULT, judge_of
 
 __all__ = ["main"]
 

@@ -5,45 +5,29 @@ from pathlib import Path
 
 import tyro
 
-from spp_jax.cli.arguments import AnyPath
-from spp_jax.cli.judging import judge_of, new_file, read_errors
+from spp_jax.cli.judging import OnePhoto, new_file, read_errors
 from spp_jax.cli.program import DONE, run_program
-from spp_jax.compilation import default_cache_dir, use_compilation_cache
 from spp_jax.data.cutting import ENDINGS, cut
 from spp_jax.errors import UsageError
 from spp_jax.names import printable
-from spp_jax.scoring import DEFAULT
 from spp_jax.scoring.crops import wanted
 
 __all__ = ["main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(OnePhoto):
     """Find the part of a photograph that is judged best, and write it. Quality, profile and EXIF are kept.
 
     Exit status: 0 done; 1 failed, for example because the photograph cannot be read; 2 wrong use.
     """
 
-    photo: tyro.conf.Positional[AnyPath]
-    """The photograph. It is left as it is."""
+    out: Path | None = None
+    """File for the best crop: .jpg, .png, .tif or .webp. Default: no file, only what is printed."""
     aspect: tuple[str, ...] = ()
     """Shapes of the crops, width:height, such as 4:5. Default: the photograph's own."""
     count: int = 1
     """How many crops are printed. The best one is written."""
-    out: Path | None = None
-    """File for the best crop: .jpg, .png, .tif or .webp. Default: no file, only what is printed."""
-    checkpoint: AnyPath | None = None
-    """Folder of a run, the --out of spp-jax train. Default: the judge that --judge names."""
-    judge: str = DEFAULT
-    """A judge that ships: quality, beauty, all (both of them), or compact, a small one."""
-    attribute: str | None = None
-    """What is to be best, of what the judge judges, such as beauty. Default: the first."""
-    overwrite: bool = False
-    """Replace the file --out if it is there."""
-    cache_dir: str = default_cache_dir()
-    """Folder for compiled programs, or gs://... Whoever can write there can run programs as you. Default:
-    $JAX_COMPILATION_CACHE_DIR, or a folder that is private to you."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,14 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
             if options.out.suffix.lower() not in ENDINGS:
                 raise UsageError(f"out {options.out} must end in one of {', '.join(ENDINGS)}", "out")
             new_file(options.out, options.photo, options.overwrite)
-        use_compilation_cache(options.cache_dir)
         return _crop(options)
 
     return run_program("spp-jax crop", Options, work)
 
 
 def _crop(options: Options) -> int:
-    scorer = judge_of(options.judge, options.checkpoint)
+    scorer = options.scorer()
     with read_errors(options.photo):
         aspects = options.aspect or (None,)
         crops = scorer.crops(options.photo, aspects, options.count, attribute=options.attribute)

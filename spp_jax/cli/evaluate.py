@@ -20,7 +20,7 @@ from spp_jax.data.finding import find_photos
 from spp_jax.data.records import SPLITS, Records, split_records
 from spp_jax.errors import UsageError
 from spp_jax.names import printable, some
-from spp_jax.scoring import DEFAULT, Scored, Scorer
+from spp_jax.scoring import DEFAULT, Scored, Scorer, judge_of
 
 _log = logging.getLogger(__name__)
 
@@ -77,10 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.out and not options.out.absolute().parent.is_dir():
             raise UsageError(f"--out {options.out}: there is no folder {options.out.absolute().parent}")
         use_compilation_cache(options.cache_dir)
-        if options.checkpoint:
-            scorer = Scorer.from_checkpoint(options.checkpoint)
-        else:
-            scorer = Scorer.from_pretrained(options.judge)
+        scorer = judge_of(options.judge, options.checkpoint)
         limited(scorer, options.refuse_pixels, options.refuse_seconds)
         return _evaluate_data(scorer, options) if options.data else _score_photos(scorer, options)
 

@@ -6,42 +6,26 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from spp_jax.cli.arguments import AnyPath
-from spp_jax.cli.judging import judge_of, new_file, read_errors
+from spp_jax.cli.judging import OnePhoto, new_file, read_errors
 from spp_jax.cli.program import DONE, run_program
-from spp_jax.compilation import default_cache_dir, use_compilation_cache
 from spp_jax.data.decoding import decode
 from spp_jax.errors import UsageError
 from spp_jax.names import printable
-from spp_jax.scoring import DEFAULT
 from spp_jax.scoring.drawing import check_drawing, draw_explanation
 
 __all__ = ["main"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Options:
+class Options(OnePhoto):
     """Explain a photograph's score: where it is good, which spots won, and how its parts add up.
 
     Exit status: 0 done; 1 failed, for example because the photograph cannot be read; 2 wrong use.
     """
 
-    photo: tyro.conf.Positional[AnyPath]
-    """The photograph."""
     out: Path | None = None
     """PNG to draw: the photograph, the scores of its parts, the winning spots, and the parts of the score. Or
     .npz, for the arrays map, parts and parts_names. Default: no file, only what is printed."""
-    checkpoint: AnyPath | None = None
-    """Folder of a run, the --out of spp-jax train. Default: the judge that --judge names."""
-    judge: str = DEFAULT
-    """A judge that ships: quality, beauty, all (both of them), or compact, a small one."""
-    attribute: str | None = None
-    """What to explain, of what the judge judges, such as beauty. Default: the first."""
-    overwrite: bool = False
-    """Replace the file --out if it is there."""
-    cache_dir: str = default_cache_dir()
-    """Folder for compiled programs, or gs://... Whoever can write there can run programs as you. Default:
-    $JAX_COMPILATION_CACHE_DIR, or a folder that is private to you."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,14 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
             if options.out.suffix.lower() == ".png":
                 check_drawing()
             new_file(options.out, options.photo, options.overwrite)
-        use_compilation_cache(options.cache_dir)
         return _explain(options)
 
     return run_program("spp-jax explain", Options, work)
 
 
 def _explain(options: Options) -> int:
-    scorer = judge_of(options.judge, options.checkpoint)
+    scorer = options.scorer()
     with read_errors(options.photo):
         why = scorer.explain(options.photo, attribute=options.attribute)
         print(f"{why.score:.4f}  {printable(str(options.photo))}")

@@ -6,10 +6,9 @@ from pathlib import Path
 import tyro
 
 from spp_jax.cli.arguments import AnyPath
-from spp_jax.cli.judging import judge_of
 from spp_jax.cli.program import DONE, run_program
 from spp_jax.errors import UsageError
-from spp_jax.scoring import DEFAULT
+from spp_jax.scoring import DEFAULT, judge_of
 from spp_jax.scoring.export import PLATFORMS, export_scorer
 
 __all__ = ["main"]

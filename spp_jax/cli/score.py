@@ -14,7 +14,6 @@ import tyro
 from spp_jax.addresses import is_address
 from spp_jax.cli.arguments import AnyPath
 from spp_jax.cli.gathering import Gathering, name_below
-from spp_jax.cli.judging import judge_of
 from spp_jax.cli.page import without_own, write_gallery
 from spp_jax.cli.placing import copy_into, link_into
 from spp_jax.cli.program import DONE, SKIPPED, run_program
@@ -26,7 +25,7 @@ from spp_jax.data.duplicates import needs_imagehash
 from spp_jax.data.finding import find_photos
 from spp_jax.errors import UsageError
 from spp_jax.names import printable, some
-from spp_jax.scoring import DEFAULT, Entry, Scored, Scorer, best_first, in_series
+from spp_jax.scoring import DEFAULT, Entry, Scored, Scorer, best_first, in_series, judge_of
 from spp_jax.scoring.gallery import BEST, SCORES, Gallery
 
 __all__ = ["main"]

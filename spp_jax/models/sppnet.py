@@ -2,11 +2,12 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 
@@ -27,6 +28,8 @@ __all__ = [
     "Stage",
     "Stages",
     "Statistic",
+    "head_of_all",
+    "some_outputs",
 ]
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -277,6 +280,55 @@ class QuadraticHead(nnx.Module):
         vector = pooled.reshape(pooled.shape[0], -1)
         standard = (vector - self.mean[...]) * self.scale[...]
         return self.logits(standard) + self.curvature(jnp.square(self.directions(standard)))
+
+
+_OUTPUT_AXES = {"logits": (-1,), "directions": (-1,), "curvature": (0, -1)}  # that grow with a head's outputs
+
+
+def head_of_all(head: Mapping[str, Any], outputs: int, every: int) -> dict[str, Any]:
+    """The variables of a head like this one that has ``every`` output instead of ``outputs`` of them.
+
+    Args:
+        head: variables by layer and name, as :func:`flax.nnx.to_pure_dict` gives those of a head; arrays, or
+            just their shapes and dtypes.
+        outputs: how many logits ``head`` has.
+        every: how many the other one has.
+
+    Returns:
+        The same layers; where a shape follows from the outputs, a :class:`jax.ShapeDtypeStruct` instead.
+    """
+
+    def widened(value: Any, axes: Sequence[int]) -> jax.ShapeDtypeStruct:
+        shape = list(value.shape)
+        for axis in axes:
+            shape[axis] = shape[axis] // outputs * every
+        return jax.ShapeDtypeStruct(tuple(shape), value.dtype)
+
+    layers = {layer: axes for layer, axes in _OUTPUT_AXES.items() if layer in head}
+    wide = {
+        layer: {name: widened(value, axes) for name, value in head[layer].items()}
+        for layer, axes in layers.items()
+    }
+    return {**head, **wide}
+
+
+def some_outputs(head: Mapping[str, Any], columns: Sequence[int]) -> dict[str, Any]:
+    """A head's variables for these of its outputs alone, in this order.
+
+    Of a quadratic head, a direction that none of them bends along is left out.
+
+    Args:
+        head: variables by layer and name, as :func:`flax.nnx.to_pure_dict` gives those of a head.
+        columns: of the logits.
+    """
+    chosen = np.asarray(columns)
+    cut = {"logits": {name: value[..., chosen] for name, value in head["logits"].items()}}
+    if "curvature" in head:
+        curvature = head["curvature"]["kernel"][:, chosen]
+        bent = np.flatnonzero(np.any(np.asarray(curvature) != 0, axis=1))
+        cut["curvature"] = {"kernel": curvature[bent]}
+        cut["directions"] = {"kernel": head["directions"]["kernel"][:, bent]}
+    return {**head, **cut}
 
 
 class SPPNet(nnx.Module):

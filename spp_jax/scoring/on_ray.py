@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from spp_jax.addresses import is_address, path_at
+from spp_jax.addresses import is_address
 from spp_jax.compilation import use_compilation_cache
 from spp_jax.errors import SppJaxError, UsageError
-from spp_jax.scoring.scorer import Scorer
+from spp_jax.scoring.scorer import Scorer, judge_of
 from spp_jax.scoring.stream import Scored
 
 __all__ = ["Judge", "RayScorer"]
@@ -49,10 +49,7 @@ class Judge(NamedTuple):
 
     def scorer(self) -> Scorer:
         """Make it."""
-        if self.checkpoint is not None:
-            scorer = Scorer.from_checkpoint(path_at(self.checkpoint), programs=self.programs)
-        else:
-            scorer = Scorer.from_pretrained(self.name, programs=self.programs)
+        scorer = judge_of(self.name, self.checkpoint, programs=self.programs)
         scorer.config = dataclasses.replace(scorer.config, **self.limits)
         return scorer
 

@@ -29,6 +29,7 @@ from spp_jax.data.schedule import in_order
 from spp_jax.errors import UsageError
 from spp_jax.models import SPPNet
 from spp_jax.models.configured import abstract_model
+from spp_jax.models.sppnet import head_of_all, some_outputs
 from spp_jax.padded import Padded
 from spp_jax.scoring.crops import Crop, best_crops, candidates, smallest_crop, wanted
 from spp_jax.scoring.explanation import Explanation, explain
@@ -39,13 +40,12 @@ from spp_jax.scoring.shipped import DEFAULT, JUDGES, shipped
 from spp_jax.scoring.stream import Ready, Scored, Watch, batches_of, read_photo, read_photos
 from spp_jax.training.losses import Loss, create_loss
 
-__all__ = ["Scorer"]
+__all__ = ["Scorer", "judge_of"]
 
 _log = logging.getLogger(__name__)
 _FEW = 8  # photographs that are not worth a plan of their own
 _SAMPLE = 512  # headers read to plan for more
 _NO_PROGRAM = ("data", "init_from")  # of a configuration: no program follows from these
-_OUTPUT_AXES = {"logits": (-1,), "directions": (-1,), "curvature": (0, -1)}  # of a head
 _SERVICE = 100_000  # photographs that are worth a warm-up: of few, a rung that saves little is not taken
 
 
@@ -609,32 +609,30 @@ def _judging(path: str | Path, config: RunConfig, names: tuple[str, ...]) -> Run
 def _restored_columns(
     checkpoints: Checkpoints, like: nnx.State, saved: Sequence[str], names: Sequence[str]
 ) -> nnx.State:
-    """A model's variables with those of its outputs that have these names, out of all that were saved.
-
-    Of a quadratic head, a direction that none of them bends along is left out.
-    """
+    """A model's variables with those of its outputs that have these names, out of all that were saved."""
     pure, whole = nnx.to_pure_dict(like), nnx.clone(like)
-
-    def of_all(value: Any, axes: Sequence[int]) -> jax.ShapeDtypeStruct:
-        shape = list(value.shape)
-        for axis in axes:
-            shape[axis] = shape[axis] // len(names) * len(saved)
-        return jax.ShapeDtypeStruct(tuple(shape), value.dtype)
-
-    for layer, axes in _OUTPUT_AXES.items():
-        for name, value in pure["head"].get(layer, {}).items():
-            pure["head"][layer][name] = of_all(value, axes)
+    pure["head"] = head_of_all(pure["head"], len(names), len(saved))
     nnx.replace_by_pure_dict(whole, pure)
     pure = nnx.to_pure_dict(checkpoints.restore_model(whole))
-    head, columns = pure["head"], np.array([saved.index(name) for name in names])
-    head["logits"] = {name: value[..., columns] for name, value in head["logits"].items()}
-    if "curvature" in head:
-        curvature = head["curvature"]["kernel"][:, columns]
-        bent = np.flatnonzero(np.any(np.asarray(curvature) != 0, axis=1))
-        head["curvature"]["kernel"] = curvature[bent]
-        head["directions"]["kernel"] = head["directions"]["kernel"][:, bent]
+    pure["head"] = some_outputs(pure["head"], [saved.index(name) for name in names])
     nnx.replace_by_pure_dict(whole, pure)
     return whole
+
+
+def judge_of(name: str, checkpoint: str | Path | None, **options: Any) -> Scorer:
+    """The judge of a run's folder, or else the one that ships under a name.
+
+    Args:
+        name: as :meth:`Scorer.from_pretrained` takes it.
+        checkpoint: as :meth:`Scorer.from_checkpoint` takes it; None: the one that ships.
+        options: of either, such as ``programs``.
+
+    Raises:
+        UsageError: as they do.
+    """
+    if checkpoint is None:
+        return Scorer.from_pretrained(name, **options)
+    return Scorer.from_checkpoint(checkpoint, **options)
 
 
 def _key(about: About, variables: nnx.State) -> str | None:
