@@ -61,19 +61,27 @@ _log = logging.getLogger(__name__)
 def quick_flags(level: int, environment: Mapping[str, str] = os.environ) -> str:
     """``XLA_FLAGS`` for a CPU whose programs compile in half the time and run longer, rounding differently.
 
-    The older code for fused loops is one of them. XLA in jax 0.11 has it no longer, the plugins of other
-    devices never had, and XLA ends the process at a flag that it does not know. So it is left out from
-    jax 0.11 on, and where a plugin is installed and ``JAX_PLATFORMS`` is not ``cpu``.
+    Flags of the CPU alone are left out where a plugin of another device is installed and ``JAX_PLATFORMS`` is
+    not ``cpu``: XLA ends the process at a flag that it does not know. The older code for fused loops is such
+    a flag, and XLA in jax 0.11 has it no longer.
 
     Args:
-        level: how much LLVM optimises, 0 to 3.
+        level: how much LLVM optimises, 0 to 3. At 0 it does nothing that takes long, and compiles a program
+            in one piece: for programs that run once.
         environment: of the process that is to have them; its own flags stand first.
+
+    Example::
+
+        os.environ["XLA_FLAGS"] = quick_flags(0)  # before the first program is compiled
     """
-    flags = f"{environment.get('XLA_FLAGS', '')} --xla_backend_optimization_level={level}".strip()
+    flags = [environment.get("XLA_FLAGS", ""), f"--xla_backend_optimization_level={level}"]
     plugins = any(importlib.util.find_spec(name) for name in ("jax_plugins", "libtpu"))
-    if jax.__version_info__ >= (0, 11) or (plugins and environment.get("JAX_PLATFORMS") != "cpu"):
-        return flags
-    return f"{flags} --xla_cpu_use_fusion_emitters=false"
+    if not plugins or environment.get("JAX_PLATFORMS") == "cpu":
+        if level == 0:
+            flags += ["--xla_llvm_disable_expensive_passes=true", "--xla_cpu_parallel_codegen_split_count=1"]
+        if jax.__version_info__ < (0, 11):
+            flags += ["--xla_cpu_use_fusion_emitters=false"]
+    return " ".join(flags).strip()
 
 
 class DoesNotFitError(Exception):

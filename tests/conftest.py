@@ -1,3 +1,4 @@
+import gc
 import io
 import os
 from pathlib import Path
@@ -22,6 +23,19 @@ def pytest_configure():
     What is about rounding asks for the optimisation (`compiler_options`).
     """
     os.environ["XLA_FLAGS"] = quick_flags(0)
+    # Where an operation was traced is not looked at, in this process and in those that it starts.
+    os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+    jax.config.update("jax_traceback_in_locations_limit", 0)
+
+
+def pytest_collection_finish():
+    """What the imports and the collection made lives as long as the suite: the collector need not visit it.
+
+    Tracing makes many small objects, and each full collection would walk through jax and all tests.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 # Every new shape compiles: no deadline per example, and few examples that count.
