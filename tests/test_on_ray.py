@@ -12,7 +12,7 @@ from test_package import imports
 import spp_jax
 from spp_jax import Scorer
 from spp_jax.cli import score
-from spp_jax.errors import UsageError
+from spp_jax.errors import SppJaxError, UsageError
 
 
 def test_nothing_else_loads_ray():
@@ -76,6 +76,48 @@ class TestWithRay:
             np.testing.assert_allclose(scored.score, expected[scored.place].score, rtol=1e-6)
         assert [scored.place for scored in sorted(found) if scored.reason] == [7, 30]
         wait_for(lambda: not workers(mark))
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore")  # of Ray, about itself
+    def test_a_photograph_that_ends_every_worker_is_told_and_costs_no_other(self, tmp_path, monkeypatch):
+        from spp_jax.scoring import on_ray
+
+        class Ends(on_ray._Worker):
+            def __call__(self, batch):
+                if any(b"03.png" in name for name in batch["photo"].to_pylist()):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return super().__call__(batch)
+
+        monkeypatch.setattr(on_ray, "_Worker", Ends)
+        monkeypatch.setattr(on_ray, "_RETRIES", 1)
+        monkeypatch.setattr(on_ray, "_TURNS", 2)  # so that others are lost with it
+        records = noise_records(8)
+        photos = [tmp_path / f"{number:02d}.png" for number in range(8)]
+        for number, photo in enumerate(photos):
+            photo.write_bytes(records.photo(number))
+        judge = on_ray.Judge(name="compact", cache_dir=str(tmp_path / "cache"))
+        found = list(on_ray.RayScorer(judge, workers=1).stream(photos))
+        assert sorted(scored.place for scored in found) == list(range(8))
+        assert {scored.place: "ended" in scored.reason for scored in found if scored.reason} == {3: True}
+        expected = {scored.place: scored.score for scored in Scorer.from_pretrained("compact").stream(photos)}
+        for scored in found:
+            if not scored.reason:
+                np.testing.assert_allclose(scored.score, expected[scored.place], rtol=1e-6)
+
+    @pytest.mark.slow
+    @pytest.mark.filterwarnings("ignore")  # of Ray, about itself
+    def test_what_a_worker_says_when_it_fails_is_said_here(self, tmp_path, monkeypatch):
+        from spp_jax.scoring import on_ray
+
+        class Fails(on_ray._Worker):
+            def __init__(self, *arguments):
+                raise OSError("the disk of this machine is full")
+
+        monkeypatch.setattr(on_ray, "_Worker", Fails)
+        (tmp_path / "a.png").write_bytes(noise_records(1).photo(0))
+        scorer = on_ray.RayScorer(on_ray.Judge(name="compact"), workers=1)
+        with pytest.raises(SppJaxError, match="the disk of this machine is full"):
+            list(scorer.stream([tmp_path / "a.png"]))
 
 
 def workers(mark):

@@ -28,6 +28,8 @@ __all__ = ["Judge", "RayScorer"]
 _AT_ONCE = 64  # photographs handed to a worker together, at most: what a lost worker costs
 _TURNS = 8  # times that each worker is handed some, at least, where there are enough
 _SAMPLE = 512  # photographs by which every worker chooses its programs
+_RETRIES = 3  # times that photographs are handed out again which were lost with their worker
+_ENDED = f"each of the {_RETRIES + 2} workers that read it ended without a word, as for want of memory"
 
 
 class Judge(NamedTuple):
@@ -59,7 +61,8 @@ class RayScorer:
 
     A cluster is found as Ray finds it: by ``RAY_ADDRESS``, or on this machine. Every worker has one Scorer,
     so scores are those of a Scorer alone. A worker that is lost is replaced, and what it had in hand is
-    scored again, each photograph told once.
+    scored again, each photograph told once. A photograph that ends every worker is found out, by itself, and
+    told with that reason.
 
     Attributes:
         attributes: what is judged.
@@ -120,28 +123,43 @@ class RayScorer:
                 raise SppJaxError(f"a worker failed: {_last_line(error)}") from None
 
     def _results(self, ray: Any, names: list[str]) -> Iterator[Scored]:
-        workers, resources = _placed(ray, self._workers, len(names))
+        workers, _ = _placed(ray, self._workers, len(names))
         step = max(min(_AT_ONCE, math.ceil(len(names) / (workers * _TURNS))), 1)
+        told = np.zeros(len(names), bool)
+        for scored in self._pass(ray, names, np.arange(len(names)), step, retries=_RETRIES):
+            if not told[scored.place]:
+                told[scored.place] = True
+                yield scored
+        lost = np.flatnonzero(~told)  # with their worker, each time
+        for scored in self._pass(ray, names, lost, 1, retries=0) if len(lost) else ():
+            told[scored.place] = True
+            yield scored
+        for place in np.flatnonzero(~told).tolist():
+            yield Scored(place, math.nan, _ENDED)
+
+    def _pass(
+        self, ray: Any, names: list[str], places: np.ndarray, step: int, *, retries: int
+    ) -> Iterator[Scored]:
+        """What workers find of these photographs; of those that they were lost with, nothing."""
+        workers, resources = _placed(ray, self._workers, len(places))
         sample = names[:: max(1, -(-len(names) // _SAMPLE))]
-        found = ray.data.from_arrow(_tables(names, step)).map_batches(
+        found = ray.data.from_arrow(_tables(names, places, step)).map_batches(
             _Worker,
             batch_size=None,  # what is handed out together is scored together
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=workers),
             fn_constructor_args=(self._judge, self.digest, sample, len(names)),
+            max_task_retries=retries,
             **resources,
         )
-        told = np.zeros(len(names), bool)
         for batch in found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
             scores = np.stack([batch[f"score{k}"] for k in range(len(self.attributes))], axis=-1)
-            for place, score, reason in zip(batch["place"].tolist(), scores, batch["reason"], strict=True):
-                if told[place]:
-                    continue
-                told[place] = True
+            rows = zip(batch["place"].tolist(), scores, batch["reason"], batch["failed"], strict=True)
+            for place, score, reason, failed in rows:
+                if failed:
+                    raise SppJaxError(f"a worker failed: {failed}")
                 alone = float(score[0]) if len(score) == 1 or reason else score
                 yield Scored(place, math.nan if reason else alone, str(reason))
-        if not told.all():
-            raise SppJaxError(f"{int((~told).sum())} photographs came back from no worker")
 
 
 class _Worker:
@@ -161,11 +179,16 @@ class _Worker:
         places = np.asarray(batch["place"])
         photos = [os.fsdecode(name) for name in batch["photo"].to_pylist()]
         scores = np.full((len(photos), len(self._scorer.attributes)), np.nan, np.float32)
-        reasons = [""] * len(photos)
-        for place, score, reason in self._scorer.stream(iter(photos)):  # programs are chosen already
-            scores[place], reasons[place] = score, reason
+        reasons, failed = [""] * len(photos), ""
+        try:
+            for place, score, reason in self._scorer.stream(iter(photos)):  # programs are chosen already
+                scores[place], reasons[place] = score, reason
+        except Exception as error:  # told where it is heard: Ray passes over a batch whose worker raises
+            failed = f"{type(error).__name__}: {_last_line(error)}"
         columns = {f"score{k}": column for k, column in enumerate(scores.T)}
-        return pyarrow.table({"place": places, "reason": reasons, **columns})
+        return pyarrow.table(
+            {"place": places, "reason": reasons, "failed": [failed] * len(photos), **columns}
+        )
 
 
 def _absolute(path: str | os.PathLike[str]) -> str:
@@ -173,15 +196,14 @@ def _absolute(path: str | os.PathLike[str]) -> str:
     return os.fspath(path) if is_address(path) else os.path.abspath(path)
 
 
-def _tables(names: list[str], step: int) -> list[Any]:
+def _tables(names: list[str], places: np.ndarray, step: int) -> list[Any]:
     """What is handed out, each at once. Names as bytes: those of files need not be text."""
     import pyarrow
 
-    starts = range(0, len(names), step)
-    parts = [[os.fsencode(name) for name in names[first : first + step]] for first in starts]
+    parts = [places[first : first + step] for first in range(0, len(places), step)]
     return [
-        pyarrow.table({"place": np.arange(first, first + len(part)), "photo": part})
-        for first, part in zip(starts, parts, strict=True)
+        pyarrow.table({"place": part, "photo": [os.fsencode(names[place]) for place in part]})
+        for part in parts
     ]
 
 
@@ -217,14 +239,15 @@ def _cluster(ray: Any) -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
+    most, context.max_errored_blocks = context.max_errored_blocks, -1  # of those lost with their worker
     log = logging.getLogger("ray.data")
     level = log.level
-    log.setLevel(logging.ERROR)
+    log.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
         log.setLevel(level)
-        context.enable_progress_bars = bars
+        context.enable_progress_bars, context.max_errored_blocks = bars, most
         if mine:
             ray.shutdown()
 
