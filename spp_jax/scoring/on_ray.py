@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -143,15 +144,17 @@ class RayScorer:
         """What workers find of these photographs; of those that they were lost with, nothing."""
         workers, resources = _placed(ray, self._workers, len(places))
         sample = names[:: max(1, -(-len(names) // _SAMPLE))]
-        found = ray.data.from_arrow(_tables(names, places, step)).map_batches(
-            _Worker,
-            batch_size=None,  # what is handed out together is scored together
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=workers),
-            fn_constructor_args=(self._judge, self.digest, sample, len(names)),
-            max_task_retries=retries,
-            **resources,
-        )
+        with warnings.catch_warnings():  # Ray below 2.64 knows no other way to bound the retries
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+            found = ray.data.from_arrow(_tables(names, places, step)).map_batches(
+                _Worker,
+                batch_size=None,  # what is handed out together is scored together
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=workers),
+                fn_constructor_args=(self._judge, self.digest, sample, len(names)),
+                max_task_retries=retries,
+                **resources,
+            )
         for batch in found.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
             scores = np.stack([batch[f"score{k}"] for k in range(len(self.attributes))], axis=-1)
             rows = zip(batch["place"].tolist(), scores, batch["reason"], batch["failed"], strict=True)
