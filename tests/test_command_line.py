@@ -100,7 +100,7 @@ class TestTrain:
         assert facts["processes"] == 1
         assert facts["data"] == "noise"
         assert list((trained / "tensorboard").glob("events.*"))
-        assert "noise, compact, fold 0" in (trained / "report.html").read_text()
+        assert "noise, compact, fold 0: the validation part" in (trained / "report.html").read_text()
         lines = read_journal(trained)
         steps = [line["step"] for line in lines if "loss" in line]
         assert steps == list(range(1, len(steps) + 1))

@@ -229,3 +229,4 @@ def _print_figures(job: Job, figures: Agreement, folder: Path) -> None:
     print(f"\ntest, {job.config.protocol}, fold {job.config.fold}: photographs never seen ({named})")
     print(figures.table())
     print(f"\nwritten to {folder}: checkpoints, report.html, metrics.json, metrics.jsonl and pictures")
+    print(f"to score photographs with it: spp-jax score --checkpoint {folder} PHOTO")
