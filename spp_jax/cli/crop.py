@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.arguments import AnyPath, parsed
 from spp_jax.cli.judging import judge_of, new_file, read_errors
 from spp_jax.cli.program import DONE, run_program
 from spp_jax.compilation import default_cache_dir, use_compilation_cache
@@ -20,7 +20,9 @@ __all__ = ["main"]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Find the part of a photograph that is judged best, and write it. Quality, profile and EXIF are kept.
+    """Find the part of a photograph that is judged best, and write it.
+
+    A JPEG keeps its quality, its colour profile and its EXIF data. The photograph itself is left as it is.
 
     Exit status: 0 done; 1 failed, for example because the photograph cannot be read; 2 wrong use.
     """
@@ -50,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
 
     def work() -> int:
-        options = tyro.cli(Options, args=arguments, prog="spp-jax crop")
+        options = parsed(Options, "spp-jax crop", arguments)
         wanted(options.aspect, options.count)
         if options.out is not None:
             if options.out.suffix.lower() not in ENDINGS:
