@@ -43,7 +43,7 @@ def test_help_flows_whatever_the_lines_of_its_source(capsys, monkeypatch):
 
 
 def test_options_are_what_they_were():
-    for _ in range(2):
-        found = parsed(Options, "it", ["--judge", "me", "--inner.top", "3"])
-        assert found == Options(judge="me", inner=Inner(top=3))
+    found = parsed(Options, "it", ["--judge", "me", "--inner.top", "3"])
+    assert found == parsed(Options, "it", ["--judge=me", "--inner.top=3"])
+    assert found == Options(judge="me", inner=Inner(top=3))
     assert parsed(Options, "it", [], default=found) == found

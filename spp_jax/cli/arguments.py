@@ -61,8 +61,7 @@ def _explain_fields(options: type) -> None:
         match field, text:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str() as said)):
                 flowing = " ".join(said.split())
-                default = {"help_behavior_hint": ""} if "Default: " in flowing else {}
-                about = tyro.conf.arg(help=flowing, **default)
+                about = tyro.conf.arg(help=flowing, help_behavior_hint="" if "Default: " in flowing else None)
                 options.__annotations__[name] = Annotated[options.__annotations__[name], about]
     for each in dataclasses.fields(options):
         if isinstance(each.default_factory, type) and dataclasses.is_dataclass(each.default_factory):
