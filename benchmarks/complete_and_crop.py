@@ -1,4 +1,4 @@
-"""The seed's interesting result: a complete photograph against a blurred crop of it.
+"""What a talk showed: a complete photograph against a blurred crop of it.
 
     python benchmarks/complete_and_crop.py --checkpoint FOLDER [--out FOLDER]
 

@@ -100,7 +100,7 @@ class TestTrain:
         assert facts["processes"] == 1
         assert facts["data"] == "noise"
         assert list((trained / "tensorboard").glob("events.*"))
-        assert "noise, compact, fold 0" in (trained / "report.html").read_text()
+        assert "noise, compact, fold 0: the validation part" in (trained / "report.html").read_text()
         lines = read_journal(trained)
         steps = [line["step"] for line in lines if "loss" in line]
         assert steps == list(range(1, len(steps) + 1))
@@ -284,6 +284,7 @@ class TestTrain:
         status, _, said = call(train, *arguments, "--out", tmp_path / "run")
         assert status == 0
         assert f"taken from {trained}: body/stages/0/conv/kernel, " in said
+        assert re.search(r"body/\S+ and \d+ more\n", said)  # hundreds of names tell nobody more
         before, after = (nnx.to_pure_dict(final_variables(folder)) for folder in (trained, tmp_path / "run"))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), after["body"], before["body"])
         assert (before["head"]["logits"]["kernel"] != after["head"]["logits"]["kernel"]).any()

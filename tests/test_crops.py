@@ -13,6 +13,7 @@ from spp_jax.cli import judging
 from spp_jax.data.cutting import cut
 from spp_jax.data.unreadable import UnreadableError
 from spp_jax.errors import UsageError
+from spp_jax.scoring import drawing
 from spp_jax.scoring.crops import aspect_of, best_crops, candidates, suppressed, wanted
 
 
@@ -192,6 +193,23 @@ class TestCommands:
         with Image.open(out) as picture:
             assert picture.width > 800
             assert len(np.unique(np.asarray(picture.convert("L")))) > 50
+
+    def test_a_winner_at_the_edge_does_not_shrink_the_photograph_that_is_drawn(self, scorer):
+        pytest.importorskip("matplotlib")
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 256, (90, 60, 3), np.uint8)
+        photo, local, won, _ = drawing.explanation_figure(pixels, scorer.explain(pixels)).axes[:4]
+        assert won.get_xlim() == local.get_xlim() == photo.get_xlim() == (-0.5, 59.5)
+        assert won.get_ylim() == local.get_ylim() == photo.get_ylim() == (89.5, -0.5)
+        assert len(won.patches) == 16  # the fields of the finest level
+
+    def test_one_field_has_no_frame(self):
+        pytest.importorskip("matplotlib")
+        pixels = np.random.default_rng(0).integers(0, 256, (90, 60, 3), np.uint8)
+        judge = Scorer(create_model("compact", levels=(1,), widths=(4, 8), hidden=8, rngs=nnx.Rngs(0)))
+        won = drawing.explanation_figure(pixels, judge.explain(pixels)).axes[2]
+        assert won.get_title() == "winners"
+        assert not won.patches
 
     def test_explain_gives_arrays(self, scorer, tmp_path):
         out = tmp_path / "why.npz"

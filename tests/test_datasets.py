@@ -386,6 +386,13 @@ def test_pictures_that_cannot_be_read_are_named_and_the_others_served(download, 
     assert skipped["objects/b.png"] == "has 240 pixels, more than 239"
 
 
+def test_nobody_is_told_of_a_download_where_there_is_none(download, tmp_path, capsys):
+    download("savoias")
+    load("savoias", tmp_path)
+    said = capsys.readouterr()
+    assert "ownload" not in said.out + said.err
+
+
 @pytest.mark.parametrize("counts", ["", "x,1,1,1,1", "0,0,0,0,0", "1,1"])
 def test_a_broken_line_of_koniq_is_named(counts, download, tmp_path):
     folder = download("koniq10k")

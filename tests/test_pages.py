@@ -155,6 +155,10 @@ class TestGrid:
         album.keyboard.press("Escape")
         assert len(names(album)) == 5
 
+    def test_keys_go_among_photographs_before_anything_has_the_focus(self, album):
+        album.keyboard.press("End")
+        assert focused(album) == "beach.png"
+
     def test_up_and_down_go_to_the_row_above_and_below(self, tmp_path, opened):
         page = opened(collection(tmp_path, [f"{i:02}.png" for i in range(12)], np.linspace(0.9, 0.1, 12)))
         rows: dict[float, list[str]] = {}

@@ -141,6 +141,14 @@ def test_the_figures_and_the_confusion_table_of_a_case_worked_by_hand(page):
     assert figures["SRCC"] == "0.571"
 
 
+def test_figures_come_first_and_the_configuration_last(page):
+    found = page(flat([0.1, 0.9]), [0.2, 0.8], facts={"epochs": "30"})
+    headings = ["Agreement with the labels", "Plots", BEST, WORST, WRONG, "The run"]
+    assert list(found.shown) == headings
+    assert found.text.index("The run") < found.text.index("epochs")
+    assert {"SRCC", "PLCC", "KRCC", "AUC"} <= set(dict(found.tables["figures"]))
+
+
 def test_what_is_truly_good_is_what_the_source_says_not_its_label(page):
     found = page(flat([0.45, 0.44], good=np.array([True, False])), [0.9, 0.1])
     assert found.tables["confusion"][1:] == [

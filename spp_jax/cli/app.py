@@ -7,9 +7,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 
-import tyro
-
-from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.arguments import AnyPath, parsed
 from spp_jax.cli.program import DONE, run_program
 from spp_jax.cli.scored import limited
 from spp_jax.compilation import default_cache_dir, use_compilation_cache
@@ -53,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
 
     def work() -> int:
-        options = tyro.cli(Options, args=arguments, prog="spp-jax app")
+        options = parsed(Options, "spp-jax app", arguments)
         if options.most_mib < 1:
             raise UsageError(f"most_mib must be at least 1, not {options.most_mib}", "most_mib")
         with _listening(options.host, options.port) as listening, tempfile.TemporaryDirectory() as folder:

@@ -3,8 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-import tyro
-
+from spp_jax.cli.arguments import parsed
 from spp_jax.cli.judging import OnePhoto, new_file, read_errors
 from spp_jax.cli.program import DONE, run_program
 from spp_jax.data.cutting import ENDINGS, cut
@@ -17,7 +16,9 @@ __all__ = ["main"]
 
 @dataclasses.dataclass(frozen=True)
 class Options(OnePhoto):
-    """Find the part of a photograph that is judged best, and write it. Quality, profile and EXIF are kept.
+    """Find the part of a photograph that is judged best, and write it.
+
+    A JPEG keeps its quality, its colour profile and its EXIF data. The photograph itself is left as it is.
 
     Exit status: 0 done; 1 failed, for example because the photograph cannot be read; 2 wrong use.
     """
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
 
     def work() -> int:
-        options = tyro.cli(Options, args=arguments, prog="spp-jax crop")
+        options = parsed(Options, "spp-jax crop", arguments)
         wanted(options.aspect, options.count)
         if options.out is not None:
             if options.out.suffix.lower() not in ENDINGS:

@@ -7,11 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import tyro
 from tqdm import tqdm
 
 from spp_jax.addresses import writing
-from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.arguments import AnyPath, parsed
 from spp_jax.cli.program import DONE, FAILED, SKIPPED, run_program
 from spp_jax.cli.scored import limited, score_paths, tell_passed
 from spp_jax.compilation import default_cache_dir, use_compilation_cache, user_folder
@@ -34,12 +33,12 @@ class Options:
     """
 
     checkpoint: AnyPath | None = None
-    """Folder of a run, the --out of train.py. Default: the judge that --judge names."""
+    """Folder of a run, the --out of spp-jax train. Default: the judge that --judge names."""
     judge: str = DEFAULT
     """A judge that ships: quality, beauty, all (both of them, in one pass), or compact, a small one. Its
     card, in checkpoints/, says what it has learned, and what it has not."""
     data: str | None = None
-    """Data set to evaluate on."""
+    """Data set to evaluate on. Give this or --photos."""
     split: str = "test"
     """Part of the data set: train, validation or test."""
     protocol: str | None = None
@@ -71,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
 
     def work() -> int:
-        options = tyro.cli(Options, prog="spp-jax evaluate", args=arguments)
+        options = parsed(Options, "spp-jax evaluate", arguments)
         if bool(options.data) == bool(options.photos):
             raise UsageError("give either --data NAME or --photos PATH [PATH ...]")
         if options.out and not options.out.absolute().parent.is_dir():

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from spp_jax.cli.arguments import parsed
 from spp_jax.cli.judging import OnePhoto, new_file, read_errors
 from spp_jax.cli.program import DONE, run_program
 from spp_jax.data.decoding import decode
@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
 
     def work() -> int:
-        options = tyro.cli(Options, args=arguments, prog="spp-jax explain")
+        options = parsed(Options, "spp-jax explain", arguments)
         if options.out is not None:
             if options.out.suffix.lower() not in (".png", ".npz"):
                 raise UsageError(f"out {options.out} must end in .png or .npz", "out")

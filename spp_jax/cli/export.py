@@ -3,9 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-import tyro
-
-from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.arguments import AnyPath, parsed
 from spp_jax.cli.program import DONE, run_program
 from spp_jax.errors import UsageError
 from spp_jax.scoring import DEFAULT, judge_of
@@ -39,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
 
     def work() -> int:
-        options = tyro.cli(Options, args=arguments, prog="spp-jax export")
+        options = parsed(Options, "spp-jax export", arguments)
         shapes = [_shape(text) for text in options.shapes]
         if not set(options.platforms) <= {*PLATFORMS, "rocm"} or not options.platforms:
             known = ", ".join(PLATFORMS)

@@ -8,12 +8,12 @@ __all__ = ["main"]
 
 _COMMANDS = {
     "score": "score photographs, or folders of them",
-    "explain": "say why a photograph has its score, and draw it",
+    "explain": "draw why a photograph has its score",
     "crop": "write the part of a photograph that is judged best",
     "train": "train a network on a data set",
     "export": "write a judge as programs that JAX and NumPy alone can run",
-    "app": "open a page that judges the photograph dropped into it",
-    "evaluate": "apply a trained judge, to a split of a data set or to photographs",
+    "app": "serve a page that judges the photograph dropped into it",
+    "evaluate": "test a judge on a split of a data set, or score photographs",
 }
 
 

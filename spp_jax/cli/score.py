@@ -12,7 +12,7 @@ import jax
 import tyro
 
 from spp_jax.addresses import is_address
-from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.arguments import AnyPath, parsed
 from spp_jax.cli.gathering import Gathering, name_below
 from spp_jax.cli.page import without_own, write_gallery
 from spp_jax.cli.placing import copy_into, link_into
@@ -87,7 +87,7 @@ class Page:
     is empty, or a gallery already. Run it again, and it goes on; without --out, it keeps the scores, too."""
     explain_best: int = BEST
     """With --gallery: how many photographs, the best ones, are shown with map, winners and crops. Each takes
-    a few times as long as its score. 0: none."""
+    hundreds of times as long as its score by a judge such as quality, mostly for its crops. 0: none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +137,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
 
     def work() -> int:
-        options = tyro.cli(Options, args=arguments, prog="spp-jax score")
+        options = parsed(Options, "spp-jax score", arguments)
         if not options.photos:
             raise UsageError("give photographs, or folders of them")
         _check(options)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from spp_jax.buckets import STEP_COMPILATION_PRICE, BucketPlan
 from spp_jax.checkpoints import Checkpoints
-from spp_jax.cli.arguments import AnyPath
+from spp_jax.cli.arguments import AnyPath, parsed
 from spp_jax.cli.program import DONE, INTERRUPTED, SKIPPED, run_program
 from spp_jax.compilation import (
     Compiled,
@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> Options:
     """Options; with --resume, the saved configuration is what the flags are checked against."""
-    options = tyro.cli(Options, prog="spp-jax train", args=arguments)
+    options = parsed(Options, "spp-jax train", arguments)
     _join(options)
     folder = options.folder()
     if jax.process_index() == 0 and not options.dry_run:
@@ -118,9 +118,7 @@ def _parse(arguments: list[str] | None) -> Options:
                 )
             return options
         saved = checkpoints.about().config
-    asked = tyro.cli(
-        Options, prog="spp-jax train", args=arguments, default=dataclasses.replace(options, run=saved)
-    )
+    asked = parsed(Options, "spp-jax train", arguments, default=dataclasses.replace(options, run=saved))
     differing, harmless = asked.run.differences(saved)
     if differing:
         raise UsageError(
@@ -229,3 +227,4 @@ def _print_figures(job: Job, figures: Agreement, folder: Path) -> None:
     print(f"\ntest, {job.config.protocol}, fold {job.config.fold}: photographs never seen ({named})")
     print(figures.table())
     print(f"\nwritten to {folder}: checkpoints, report.html, metrics.json, metrics.jsonl and pictures")
+    print(f"to score photographs with it: spp-jax score --checkpoint {folder} PHOTO")

@@ -155,6 +155,12 @@ class PhotoBuilder(tfds.core.GeneratorBasedBuilder):
             supervised_keys=("image", "score"),
         )
 
+    def _log_download_bytes(self) -> None:
+        """Nothing: TFDS would print that it downloads, and nothing is downloaded."""
+
+    def _log_download_done(self) -> None:
+        """Nothing, see above."""
+
     def _split_generators(self, dl_manager):
         # The manual folder is asked for only where something is needed: TFDS refuses to name it else.
         folder = dl_manager.manual_dir if self.NEEDS else Path()

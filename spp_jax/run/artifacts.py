@@ -67,7 +67,7 @@ def write_page(job: Job, folder: Path, journal: Journal, scores: np.ndarray) -> 
     config = job.config
     write_report(
         folder / "report.html",
-        title=f"{config.data}, {config.model}, fold {config.fold}",
+        title=f"{config.data}, {config.model}, fold {config.fold}: the validation part",
         facts={name: str(value) for name, value in (_facts(job) | config.to_dict()).items()},
         lines=journal.lines,
         epochs_done=job.schedule.epochs_done,

@@ -56,7 +56,8 @@ def from_weights(config: RunConfig, state: TrainState) -> TrainState:
         raise UsageError(
             f"init_from {source}: no variable there has path and shape of one of {config.model}", "init_from"
         )
-    _log.info(f"taken from {source}: {', '.join(taken)}")
+    more = f" and {len(taken) - 3} more" if len(taken) > 3 else ""  # all that is not left is taken
+    _log.info(f"taken from {source}: {', '.join(taken[:3])}{more}")
     if left:
         _log.info(f"left as they begin, as they are not there in this shape: {', '.join(left)}")
     params, stats = nnx.split_state(merged, nnx.Param, ...)

@@ -62,10 +62,11 @@ class Job:
     def __str__(self) -> str:
         schedule, device = self.schedule, self.mesh.devices.flat[0]
         counts = ", ".join(f"{len(records)} {split}" for split, records in self.parts.items())
+        buckets = f"{len(schedule.buckets)} bucket{'s' * (len(schedule.buckets) > 1)}"
         return (
             f"{self.config.data}, fold {self.config.fold}: {counts} pictures\n"
             f"{self.config.model}, pyramid {self.config.levels}: {self.total_steps} steps of about "
-            f"{schedule.mean_batch:.1f} pictures; {len(schedule.buckets)} buckets, {schedule.waste:.1%} "
+            f"{schedule.mean_batch:.1f} pictures; {buckets}, {schedule.waste:.1%} "
             f"of the pixels are padding; on {self.mesh.size} {device.device_kind}"
         )
 

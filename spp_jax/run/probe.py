@@ -133,10 +133,11 @@ def _run(job: Job, folder: Path, features_dir: Path) -> ProbeResult:
 
 def _described(job: Job) -> str:
     counts = ", ".join(f"{len(records)} {split}" for split, records in job.parts.items())
+    buckets, device = len(job.schedule.plan.buckets), job.mesh.devices.flat[0].device_kind
     return (
         f"{job.config.data}, fold {job.config.fold}: {counts} pictures\n"
         f"{job.config.model}, a head over features that stay as they are; "
-        f"{len(job.schedule.plan.buckets)} buckets; on {job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
+        f"{buckets} bucket{'s' * (buckets > 1)}; on {job.mesh.size} {device}"
     )
 
 

@@ -23,7 +23,9 @@ __all__ = ["write_report"]
 
 _SHOWN = 6  # pictures in a row
 _LONGEST = 192  # side of a thumbnail, in pixels
-_FIGURES = {"count": "pictures scored", "srcc": "SRCC", "plcc": "PLCC"}  # others by their own names
+_FIGURES = {"count": "pictures scored", "accuracy": "accuracy"} | {
+    name: name.upper() for name in ("srcc", "plcc", "krcc", "auc")
+}
 _NUMBERS = ("count", "accuracy", "srcc", "plcc", "krcc", "auc")
 _STYLE = """
 body { max-width: 1280px; margin: 2em auto; padding: 0 1em }
@@ -72,12 +74,13 @@ def write_report(
     body = [
         head(title, _STYLE),
         f"<body>\n<h1>{html.escape(title)}</h1>\n",
-        _table("facts", facts.items()),
         "<h2>Agreement with the labels</h2>\n",
         _figures(every, all_scores),
         "<h2>Plots</h2>\n",
         _plots(lines, epochs_done, records, scores),
         _galleries(records, scores),
+        "<h2>The run</h2>\n",
+        _table("facts", facts.items()),
         "</body>\n</html>\n",
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +108,7 @@ def _figures(records: Records, scores: np.ndarray) -> str:
     except ValueError:
         return _table("figures", rows) + "<p>No picture that has a score has a label.</p>\n"
     numbers: dict[str, Any] = found.to_dict()
-    rows += [(_FIGURES.get(name, name), _text(numbers[name])) for name in _NUMBERS]
+    rows += [(_FIGURES[name], _text(numbers[name])) for name in _NUMBERS]
     for name, value in numbers.get("pairs", {}).items():
         rows.append((f"pairs: {name}", _text(value)))
     parts = _parts(found.rows()) if found.attributes or found.categories else ""
@@ -123,7 +126,7 @@ def _figures(records: Records, scores: np.ndarray) -> str:
 
 def _parts(rows: dict[str, Agreement]) -> str:
     """The figures of each attribute and category, a line each."""
-    heading = "".join(f'<th scope="col">{_FIGURES.get(name, name)}</th>' for name in _NUMBERS)
+    heading = "".join(f'<th scope="col">{_FIGURES[name]}</th>' for name in _NUMBERS)
     lines = [f"<tr><td></td>{heading}</tr>\n"]
     for name, part in rows.items():
         numbers = part.to_dict()

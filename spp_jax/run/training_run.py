@@ -175,7 +175,9 @@ class TrainingRun:
 
         def told(name: str, ready: Compiled) -> None:
             if name == "step":
-                _log.info(f"compiled for {ready.bucket} pixels: {memory(ready)}, {ready.seconds:.1f} s")
+                height, width = ready.bucket.shape
+                padded = f"batches of {ready.bucket.batch_size}, padded to {height}x{width} pixels"
+                _log.info(f"compiled for {padded}: {memory(ready)} a step, {ready.seconds:.1f} s")
 
         programs = {
             "step": (self._step, self.job.schedule.buckets),

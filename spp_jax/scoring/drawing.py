@@ -1,6 +1,7 @@
 """Pictures of an explanation: heat map, winners; all in one, with matplotlib (spp_jax[plots])."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -8,7 +9,7 @@ from PIL import Image
 from spp_jax.errors import UsageError
 from spp_jax.scoring.explanation import BinWinners, Explanation
 
-__all__ = ["check_drawing", "draw_explanation", "heat_map", "strongest"]
+__all__ = ["check_drawing", "draw_explanation", "explanation_figure", "heat_map", "strongest"]
 
 _VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")
 
@@ -33,6 +34,11 @@ def draw_explanation(pixels: np.ndarray, why: Explanation, path: Path) -> None:
         UsageError: matplotlib is not installed.
     """
     check_drawing()
+    explanation_figure(pixels, why).savefig(path, dpi=80, format="png")
+
+
+def explanation_figure(pixels: np.ndarray, why: Explanation) -> Any:
+    """The photograph, the map of its score, its winners and what adds up, as a figure of matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -48,13 +54,15 @@ def draw_explanation(pixels: np.ndarray, why: Explanation, path: Path) -> None:
     drawn = local.imshow(why.map, cmap="viridis", alpha=0.65, vmin=0, vmax=1)
     bar = {"location": "bottom", "shrink": 0.4, "aspect": 40}
     figure.colorbar(drawn, ax=(photo, local, won), label="score of the part around the point", **bar)
-    local.set_title(f"parts of {why.window} pixels: {why.map.min():.2f} to {why.map.max():.2f}")
+    low, high = why.map.min(), why.map.max()
+    local.set_title(f"the {why.window} pixels around each point: {low:.2f} to {high:.2f}")
     won.imshow(grey)
     _mark(won, why)
+    won.set(xlim=photo.get_xlim(), ylim=photo.get_ylim())  # a spot at the edge makes room for itself else
     _bars(parts, why)
     for axes in (photo, local, won):
         axes.axis("off")
-    figure.savefig(path, dpi=80, format="png")
+    return figure
 
 
 def finest(winners: tuple[BinWinners, ...]) -> list[BinWinners]:
@@ -111,7 +119,7 @@ def _mark(axes, why: Explanation) -> None:
     if not bins:
         axes.set_title("this judge takes no maxima")
         return
-    for each in bins:
+    for each in bins if len(bins) > 1 else ():  # one bin is all of the photograph
         left, top, right, bottom = each.box
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", lw=0.6))
     places, sums = strongest(why.winners)
@@ -119,9 +127,14 @@ def _mark(axes, why: Explanation) -> None:
         some = (sums > 0) == up
         if some.any():
             sizes = 30 + 220 * np.abs(sums[some]) / np.abs(sums).max()
-            axes.scatter(*places[some].T, s=sizes, c=colour, alpha=0.75, ec="white", label=name)
-    axes.legend(loc="lower right", fontsize=8, title="moves the score", title_fontsize=8)
-    axes.set_title(f"winning cells; bins of {bins[0].level[0]} x {bins[0].level[1]}")
+            axes.scatter(
+                *places[some].T, s=sizes, c=colour, alpha=0.75, ec="white", label=name, clip_on=False
+            )
+    under = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": 2, "frameon": False}  # hides no spot
+    if len(sums):
+        axes.legend(fontsize=9, title="moves the score", title_fontsize=9, markerscale=0.6, **under)
+    rows, columns = bins[0].level
+    axes.set_title("winners" + (f", in {rows} x {columns} fields" if len(bins) > 1 else ""))
 
 
 def _bars(axes, why: Explanation) -> None:

@@ -202,6 +202,7 @@
     cards[place].card.scrollIntoView({ block: "nearest" });
   }
   function onPage(event) {
+    if (event.target === document.body && !$("view").open) onGrid(event); // nothing has the focus yet
     if (event.key !== "/" || event.ctrlKey || event.altKey || event.metaKey || $("view").open) return;
     if (event.target.matches("input[type=search]")) return;
     event.preventDefault();
