@@ -3,7 +3,7 @@
     python benchmarks/few_photographs.py --photos PHOTOS/live_wild [--count 200] [--folder FOLDER]
 
 Ten times, `--count` photographs are drawn at random (seeds 0 to 9) and cut as `train.py --recipe probe` cuts
-them by default: three fifths to learn from, a fifth for validation, and a fifth as the test part. Printed
+them by default: 70 % to learn from, a tenth for validation, and a fifth as the test part. Printed
 are SRCC and accuracy on the test part, which is what a newcomer would see, and on all photographs that were
 not drawn, which is how good the judge is: means, and the deviation over the ten. With `--folder`, the
 photographs of seed 0 and their table are written there, to time the command itself.
@@ -38,7 +38,7 @@ def main() -> None:
     found = []
     for seed in range(10):
         rows = drawn(len(every), options.count, seed)
-        train, _, test = np.split(rows, [round(options.count * 0.6), round(options.count * 0.8)])
+        train, _, test = np.split(rows, [round(options.count * 0.7), round(options.count * 0.8)])
         scores, good = np.asarray(every.scores), np.asarray(every.good)
         groups = [every.groups[row] for row in train]
         head = head_options(abstract_model(WHOLE, 1))
