@@ -24,9 +24,10 @@ import argparse
 import csv
 import dataclasses
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from crops import clear
 from PIL import Image
 from pretrained import SPLITS, SYSTEMS, interval
 
@@ -72,7 +73,7 @@ def main() -> None:
 def cut_outs(photos: Path, work: Path) -> list[Pair]:
     """Write the crops that are needed, as they are and as squares, in the form of `--data folder`."""
     with (photos / "pairs.csv").open(newline="") as file:
-        rows = [
+        rows: list[dict[str, Any]] = [
             {name: text if name == "file" else int(text) for name, text in row.items()}
             for row in csv.DictReader(file)
         ]
@@ -105,12 +106,6 @@ def write(photo: Path, box: tuple[int, int, int, int], work: Path, name: str) ->
     with Image.open(work / "whole" / name) as crop:
         side = round((crop.width * crop.height) ** 0.5)
         crop.resize((side, side), Image.Resampling.LANCZOS).save(work / "square" / name)
-
-
-def clear(row: dict) -> bool:
-    """Whether areas are equal within 2 %, and at least four of five people agreed."""
-    areas = row["w0"] * row["h0"], row["w1"] * row["h1"]
-    return max(areas) <= 1.02 * min(areas) and max(row["votes0"], row["votes1"]) >= 4
 
 
 def features(system: str, work: Path, features_dir: Path) -> dict[str, np.ndarray]:
