@@ -125,7 +125,7 @@ def measure_people(scorer: Scorer, folder: Path, first: int) -> None:
             for row in pairs
             if row["file"] == file
         ]
-        rows = [row for row in rows if _clear(row)]
+        rows = [row for row in rows if clear(row)]
         boxes = [
             [row[f"x{i}"], row[f"y{i}"], row[f"x{i}"] + row[f"w{i}"], row[f"y{i}"] + row[f"h{i}"]]
             for row in rows
@@ -162,7 +162,8 @@ def overlap(a: tuple, b: tuple) -> float:
     return wide * high / (area - wide * high)
 
 
-def _clear(row: dict[str, int]) -> bool:
+def clear(row: dict[str, Any]) -> bool:
+    """Whether areas are equal within 2 %, and at least four of five people agreed."""
     areas = row["w0"] * row["h0"], row["w1"] * row["h1"]
     return max(areas) <= 1.02 * min(areas) and max(row["votes0"], row["votes1"]) >= 4
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from spp_jax.metrics import agreement
 pytest.importorskip("sklearn")
 ROOT = Path(__file__).parents[1]
 
+import crop_pairs  # noqa: E402
 import hand_features  # noqa: E402
+import mirrored  # noqa: E402
 import text  # noqa: E402
 import whole_image  # noqa: E402
 
@@ -182,3 +185,36 @@ def test_a_buckets_batches_of_sentences_hold_each_once():
         np.testing.assert_array_equal(np.asarray(characters.sizes)[real], lengths[labels[real]])
         seen += labels[real].tolist()
     assert sorted(seen) == list(range(50))
+
+
+def test_heads_on_mirror_images_are_fitted_as_a_probe_is(monkeypatch):
+    monkeypatch.setattr(mirrored, "HEAD", {"parts": (6, 10), "rank": 4})
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(60, 16)).astype(np.float32)
+    scores = 1 / (1 + np.exp(-values[:, :2] - values[:, 2:4] ** 2))
+    scores[::2, 0] = scores[1::2, 1] = np.nan  # each photograph is judged for one thing
+    every: Any = SimpleNamespace(scores=scores, good=scores >= 0.5, groups=[str(i) for i in range(60)])
+    found = mirrored.fitted(values, every, np.arange(60))(values)
+    for column, (strengths, balance) in enumerate(mirrored.CHOICES):
+        expected = mirrored.probe.fit_probe(
+            values,
+            scores,
+            every.groups,
+            strengths=strengths,
+            curvatures=(1.0,),
+            balances=(balance,),
+            parts=(6, 10),
+            rank=4,
+        )
+        np.testing.assert_allclose(found[:, column], expected.logits(values)[:, column], rtol=1e-9, atol=1e-9)
+
+
+def test_of_two_crops_the_one_that_people_prefer_is_told_by_a_difference_of_features(monkeypatch):
+    monkeypatch.setattr(crop_pairs, "head_options", lambda model: {})
+    rng = np.random.default_rng(0)
+    values = {str(i): rng.normal(size=5) for i in range(200)}
+    ordered = [sorted((str(i), str(i + 1)), key=lambda name: -values[name][0]) for i in range(0, 200, 2)]
+    pairs = [crop_pairs.Pair(*names, photo=f"{i // 2}.jpg") for i, names in enumerate(ordered)]
+    assert crop_pairs.agreement(values, pairs).mean() > 0.9
+    by_chance = [crop_pairs.Pair(*rng.permutation(pair[:2]).tolist(), photo=pair.photo) for pair in pairs]
+    assert abs(crop_pairs.agreement(values, by_chance).mean() - 0.5) < 0.2
