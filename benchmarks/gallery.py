@@ -165,7 +165,7 @@ def measure(options: Options) -> None:
     use_compilation_cache(default_cache_dir())
     scorer = Scorer.from_pretrained(options.judge)
     photos = alternating(options.photos, options.count)
-    make_all(scorer.programs, [scorer._bucket(shape) for shape in scorer.expect(photos)])
+    make_all(scorer.programs, [scorer._bucket(shape) for shape in scorer.expect([*photos])])
     with tempfile.TemporaryDirectory() as folder:
         gallery = Gallery(Path(folder) / "gallery")
         streams = scorer.stream(photos), scorer.stream(photos, watch=gallery.watch(scorer, photos))
