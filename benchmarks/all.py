@@ -57,7 +57,7 @@ JOBS = (
     _job("mean", "benchmarks/pooling.py --rounds 5 --reduce mean --windows 256 --out {out}", 5),
     _job("gradient_of_max", "benchmarks/gradient_of_max.py", 2),
     _job("depthwise", "benchmarks/depthwise.py --rounds 5 --out {out}/depthwise.json", 2),
-    _job("planning", "benchmarks/planning.py --buckets 4 12 --anneal-seconds 3 --out {out}", 3),
+    _job("planning", "benchmarks/planning.py --buckets 4 12 --anneal-seconds 3 --out {out}", 2),
     _job(
         "recompilation",
         "benchmarks/recompilation.py --shapes 12 --images 60 --max-side 256 --buckets 4 --out {out}",
@@ -81,7 +81,18 @@ JOBS = (
     _job("rematerialization", "benchmarks/rematerialization.py --size 192 256", 2),
     _job("scoring", "benchmarks/scoring.py --starts 1 --calls 60 --count 24 --rounds 2 --out {out}", 5),
     _job("text", "examples/text.py", 3),
-    _job("crops", "benchmarks/crops.py --part time --windows 100 --each 20", 3, photos=PHOTOS / "crops"),
+    _job(
+        "crops",
+        "benchmarks/crops.py --part time --windows 100 --cut 20 --turns 1",
+        2,
+        photos=PHOTOS / "crops",
+    ),
+    _job(
+        "explanations",
+        "benchmarks/explanations.py --judge compact --count 2 --out {out}/explanations.json",
+        2,
+        photos=PHOTOS / "crops",
+    ),
 )
 
 

@@ -1,12 +1,13 @@
 """A gallery against scoring alone, how soon its page opens, and pictures of both pages.
 
-    python benchmarks/gallery.py [--judge NAME] [--photos FOLDER ...] [--count N] [--best N] [--rounds N]
+    python benchmarks/gallery.py [--judge NAME] [--photos FOLDER ...] [--count N] [--best N] [--block N]
     python benchmarks/gallery.py --screenshots docs
 
-Times N photographs scored alone, and scored to a gallery (thumbnails, explanations of the best, page), in
-turn; every gallery is new, and all programs are compiled before. Prints medians, the median of the ratios and
-the process' memory when a quarter and when all of the last gallery was made. Then opens that page, and
-one of 10,000 photographs, in Chromium: seconds from the start of navigation to the frame after the load.
+Times N photographs scored alone, and scored to a gallery (thumbnails, explanations of the best, page). Two
+streams go over the same photographs and take turns, block by block, so that other work on the machine delays
+both alike; programs are compiled before. Prints the sums, the median of the blocks' ratios, what the end
+adds, and the process' memory at each tenth of the way. Then opens that page, and one of 10,000 photographs,
+in Chromium: seconds from the start of navigation to the frame after the load.
 
 --screenshots makes gallery.png and app.png instead, of pictures of scikit-image that are free of rights (the
 latter where gradio is installed). Both need playwright and a Chromium of the system.
@@ -15,14 +16,16 @@ latter where gradio is installed). Both need playwright and a Chromium of the sy
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
+import resource
 import shutil
 import socket
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +36,9 @@ from PIL import ExifTags, Image, ImageEnhance, ImageFilter
 from spp_jax import Scorer
 from spp_jax.cli import score as score_command
 from spp_jax.compilation import default_cache_dir, use_compilation_cache
-from spp_jax.scoring import Entry, ranked
+from spp_jax.scoring import Entry, Scored, ranked
 from spp_jax.scoring.gallery import Gallery
+from spp_jax.scoring.programs import make_all
 
 _ARGUMENTS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -66,8 +70,8 @@ class Options:
     """Of them, from the first on, alternating between the folders."""
     best: int = 12
     """Of them are explained."""
-    rounds: int = 3
-    """Times that each is measured."""
+    block: int = 50
+    """Photographs that one stream scores before it is the other's turn."""
     screenshots: Path | None = None
     """Folder for pictures of the pages, which are made instead."""
 
@@ -94,24 +98,41 @@ def alternating(folders: tuple[Path, ...], count: int) -> list[Path]:
     return [files[i] for i in range(longest) for files in lists if i < len(files)][:count]
 
 
-def alone(scorer: Scorer, photos: list[Path]) -> float:
+def in_turns(
+    streams: tuple[Iterator[Scored], Iterator[Scored]], block: int, told: Callable[[int, np.ndarray], None]
+) -> tuple[np.ndarray, list[Scored]]:
+    """Seconds that each of two streams took for each block, ``[blocks, 2]``, and what the second gave."""
+    seconds, results = [], []
+    while True:
+        took, found = [0.0, 0.0], []
+        for which in (0, 1) if len(seconds) % 2 else (1, 0):
+            start = time.perf_counter()
+            found = list(itertools.islice(streams[which], block))
+            took[which] = time.perf_counter() - start
+            results += found if which else []
+        if not found:
+            return np.array(seconds), results
+        seconds.append(took)
+        told(len(results), np.sum(seconds, axis=0))
+
+
+def finished(scorer: Scorer, gallery: Gallery, entries: list[Entry], best: int) -> list[float]:
+    """Seconds for the thumbnails that are missing, for the explanations, and for the page."""
     start = time.perf_counter()
-    list(scorer.stream(photos))
-    return time.perf_counter() - start
-
-
-def to_gallery(scorer: Scorer, photos: list[Path], folder: Path, best: int) -> tuple[float, int, int]:
-    """Seconds, and memory at a quarter and at the end."""
-    start, memory, entries = time.perf_counter(), 0, []
-    gallery = Gallery(folder)
-    for done, (place, score, reason) in enumerate(scorer.stream(photos, watch=gallery.watch(scorer, photos))):
-        memory = resident() if done == len(photos) // 4 else memory
-        entries.append(Entry(place, photos[place], photos[place].name, np.atleast_1d(score), reason))
-    entries = ranked(entries)
     gallery.complete(scorer, entries, int)
-    gallery.explain(scorer, entries, best)
+    thumbnails = time.perf_counter() - start
+    explanations = explained(scorer, gallery, entries, best)
+    start = time.perf_counter()
     gallery.write(entries, scorer.attributes, digest=scorer.digest, best=best)
-    return time.perf_counter() - start, memory, resident()
+    return [thumbnails, explanations, time.perf_counter() - start]
+
+
+def explained(scorer: Scorer, gallery: Gallery, entries: list[Entry], best: int) -> float:
+    """Seconds for the explanations."""
+    gallery.begin()
+    start = time.perf_counter()
+    gallery.explain(scorer, entries, best)
+    return time.perf_counter() - start
 
 
 def enlarged(page: Path, count: int) -> Path:
@@ -144,25 +165,48 @@ def measure(options: Options) -> None:
     use_compilation_cache(default_cache_dir())
     scorer = Scorer.from_pretrained(options.judge)
     photos = alternating(options.photos, options.count)
-    times: list[tuple[float, float]] = []
-    memory = (0, 0)
+    make_all(scorer.programs, [scorer._bucket(shape) for shape in scorer.expect([*photos])])
     with tempfile.TemporaryDirectory() as folder:
-        to_gallery(scorer, photos, Path(folder) / "warm", options.best)
-        for number in range(options.rounds):
-            first = alone(scorer, photos)
-            second, *memory = to_gallery(scorer, photos, Path(folder) / str(number), options.best)
-            times.append((first, second))
-        page = Path(folder) / str(options.rounds - 1) / "index.html"
-        scored, made = (float(np.median(column)) for column in zip(*times, strict=True))
-        ratio = float(np.median([second / first for first, second in times]))
-        print(
-            f"{len(photos)} photographs, {options.judge}, {options.best} explained, {options.rounds} rounds"
+        gallery = Gallery(Path(folder) / "gallery")
+        streams = scorer.stream(photos), scorer.stream(photos, watch=gallery.watch(scorer, photos))
+        seconds, results = in_turns(streams, options.block, telling(len(photos), options.block))
+        entries = ranked(
+            [
+                Entry(place, photos[place], photos[place].name, np.atleast_1d(score), reason)
+                for place, score, reason in sorted(results, key=lambda result: result.place)
+            ]
         )
-        print(f"scored alone {scored:.1f} s, to a gallery {made:.1f} s, ratio {ratio:.2f}")
-        print(f"memory at a quarter {memory[0] / 1e6:.0f} MB, at the end {memory[1] / 1e6:.0f} MB")
+        compiling = explained(scorer, Gallery(Path(folder) / "before"), entries, options.best)
+        end = finished(scorer, gallery, entries, options.best)
+        print(f"memory at the end {memory()}")
+        scored, shown = seconds.sum(axis=0)
+        print(f"{len(photos)} photographs, {options.judge}, {options.best} explained, blocks {options.block}")
+        print(
+            f"scored alone {scored:.1f} s; to a gallery {shown:.1f} s, then thumbnails {end[0]:.1f} s, "
+            f"explanations {end[1]:.1f} s, page {end[2]:.1f} s"
+        )
+        ratios = np.quantile(seconds[:, 1] / seconds[:, 0], (0, 0.5, 1))
+        print(f"ratio {(shown + sum(end)) / scored:.3f}; least, median, greatest of blocks {ratios.round(3)}")
+        print(f"explanations where their programs are compiled meanwhile {compiling:.1f} s")
+        page = gallery.folder / "index.html"
         for file in (page, enlarged(page, 10_000)):
-            seconds, cards, asked = opening(file)
-            print(f"{cards} photographs open in {seconds:.2f} s; requests to a network: {len(asked)}")
+            took, cards, asked = opening(file)
+            print(f"{cards} photographs open in {took:.2f} s; requests to a network: {len(asked)}")
+
+
+def memory() -> str:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return f"{resident() / 1e6:.0f} MB, {peak / 1e6:.0f} MB at most until then"
+
+
+def telling(count: int, block: int) -> Callable[[int, np.ndarray], None]:
+    """What prints at each tenth how long both took by then, and the memory."""
+
+    def told(done: int, seconds: np.ndarray) -> None:
+        if done * 10 // count > (done - block) * 10 // count:
+            print(f"after {done}: {seconds.round(1)} s; memory {memory()}", flush=True)
+
+    return told
 
 
 def free_photos(folder: Path) -> None:

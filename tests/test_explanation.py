@@ -1,4 +1,5 @@
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -229,6 +230,29 @@ def test_boxes_of_a_photograph_that_is_judged_smaller_are_of_its_own_pixels():
 def test_a_box_that_is_none_is_named(scorer, boxes, said):
     with pytest.raises(ValueError, match=said):
         scorer.score_boxes(noise((60, 90)), boxes)
+
+
+def test_what_fills_up_a_call_of_few_boxes_is_empty_windows_which_take_no_time(scorer, monkeypatch):
+    regions, given = scorer._regions, []
+    boxes = np.array([[0, 0, 45, 60], [13, 7, 71, 40.0]])
+    seen = scorer._seen(noise((60, 90)))
+
+    class Watched:
+        def __getitem__(self, bucket, programs=regions._windows):
+            def call(leaves, maps_and_windows):
+                given.extend(maps_and_windows[1])
+                return programs[bucket].call(leaves, maps_and_windows)
+
+            return types.SimpleNamespace(call=call)
+
+    monkeypatch.setattr(regions, "_windows", Watched())
+    regions.judge(seen, boxes)
+    assert given
+    for windows in given:
+        lengths = np.diff(np.asarray(windows)[0], axis=1)
+        assert len(lengths) == regions.chunk
+        assert (lengths[:2] > 0).all()
+        assert (lengths[2:] == 0).all()
 
 
 def test_no_boxes_no_scores(scorer):

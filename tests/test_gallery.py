@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
 import urllib.parse
 from pathlib import Path
 
@@ -32,6 +35,21 @@ HOSTILE = (
     os.fsdecode(b"caf\xe9.png"),
 )
 """Names below a folder: what a slash parts lies in a folder of its own."""
+
+KILLED = """
+import os, signal, sys
+from spp_jax import Scorer
+from spp_jax.cli import score
+stream = Scorer.stream
+def killed(self, photos, **options):
+    for number, result in enumerate(stream(self, photos, **options)):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield result
+Scorer.stream = killed
+score.main(sys.argv[1:])
+"""
+"""`spp-jax score`, killed when two scores were said."""
 
 
 def ramp(height, width, seed=0):
@@ -89,6 +107,15 @@ def told(page):
     )
     assert block
     return json.loads(block[1])
+
+
+def scored_from_here(monkeypatch):
+    """The photographs that a Scorer is asked for from now on."""
+    asked, stream = [], Scorer.stream
+    monkeypatch.setattr(
+        Scorer, "stream", lambda self, photos, **k: asked.extend(photos) or stream(self, photos, **k)
+    )
+    return asked
 
 
 class TestWatching:
@@ -350,15 +377,66 @@ class TestCommand:
         assert sorted(photo["name"] for photo in listed) == [f"{number}.png" for number in range(4)]
         assert sorted(os.listdir(gallery)) == ["index.html", "scores.jsonl", "thumbs", "views"]
         (folder / "4.png").write_bytes(self.RECORDS.photo(4))
-        asked = []
-        stream = Scorer.stream
-        monkeypatch.setattr(
-            Scorer, "stream", lambda self, photos, **k: asked.extend(photos) or stream(self, photos, **k)
-        )
+        asked = scored_from_here(monkeypatch)
         assert score_command.main(arguments) == 0
         assert asked == [folder / "4.png"]
         assert "passed over: 4 of the gallery" in capsys.readouterr().err
         assert len(told(gallery / "index.html")["photos"]) == 5
+
+    def test_killed_in_the_middle_and_run_again_goes_on_and_ends_as_one_run_does(
+        self, tmp_path, capsys, monkeypatch
+    ):
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for number in range(5):
+            (folder / f"{number}.png").write_bytes(self.RECORDS.photo(number))
+
+        def arguments(gallery):
+            options = ["--cache-dir", str(tmp_path / "cache"), "--gallery", str(tmp_path / gallery)]
+            return [str(folder), "--judge", "compact", "--explain-best", "1", *options]
+
+        assert score_command.main(arguments("whole")) == 0
+        done = subprocess.run([sys.executable, "-c", KILLED, *arguments("killed")], check=False)
+        assert done.returncode == -signal.SIGKILL
+        killed = tmp_path / "killed"
+        assert not (killed / "index.html").exists()
+        kept = {file.name: file.stat().st_mtime_ns for file in (killed / "thumbs").glob("[0-9a-f]*.jpg")}
+        assert len(kept) >= 2
+        asked = scored_from_here(monkeypatch)
+        assert score_command.main(arguments("killed")) == 0
+        assert len(asked) == 3
+        assert told(killed / "index.html") == told(tmp_path / "whole" / "index.html")
+        after = {file.name: file.stat().st_mtime_ns for file in (killed / "thumbs").iterdir()}
+        assert kept.items() <= after.items()
+        assert len(after) == 5
+
+    def test_of_a_folder_that_changed_only_the_new_is_scored_and_what_is_gone_is_shown_no_more(
+        self, tmp_path, capsys, monkeypatch
+    ):
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for number in range(4):
+            (folder / f"{number}.png").write_bytes(self.RECORDS.photo(number))
+        gallery = tmp_path / "gallery"
+        arguments = [str(folder), "--judge", "compact", "--cache-dir", str(tmp_path / "cache")]
+        arguments += ["--gallery", str(gallery), "--explain-best", "0"]
+        assert score_command.main(arguments) == 0
+        before = {photo["name"]: photo for photo in told(gallery / "index.html")["photos"]}
+        (folder / "0.png").unlink()
+        (folder / "1.png").write_bytes(self.RECORDS.photo(4))
+        os.utime(folder / "1.png", ns=(1, 1))
+        (folder / "5.png").write_bytes(self.RECORDS.photo(0))
+        asked = scored_from_here(monkeypatch)
+        assert score_command.main(arguments) == 0
+        assert [path.name for path in asked] == ["1.png", "5.png"]
+        after = {photo["name"]: photo for photo in told(gallery / "index.html")["photos"]}
+        assert sorted(after) == ["1.png", "2.png", "3.png", "5.png"]
+        assert [after[name]["scores"] for name in ("2.png", "3.png")] == [
+            before[name]["scores"] for name in ("2.png", "3.png")
+        ]
+        assert after["5.png"]["scores"] == before["0.png"]["scores"]
+        assert after["1.png"]["thumb"] != before["1.png"]["thumb"]
+        assert len(os.listdir(gallery / "thumbs")) == 4
 
     @pytest.mark.parametrize(
         ("options", "said"),

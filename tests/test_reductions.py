@@ -1,3 +1,4 @@
+import functools
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from spp_jax import (
 )
 from spp_jax.layers import SpatialPyramidPool
 from spp_jax.padded import Padded
-from spp_jax.pooling.reductions import REDUCTIONS, reduction
+from spp_jax.pooling.reductions import REDUCTIONS, Deviation, reduction
 from spp_jax.testing import assert_padding_exact, pyramid_pool_reference
 
 
@@ -139,8 +140,9 @@ class TestReductions:
             eps=1e-6,
         )
 
-    def test_pool_windows(self, reduce, reference, x64):
-        features = np.random.default_rng(0).uniform(size=(1, 9, 8, 2))
+    @pytest.mark.parametrize("channels", [2, 40])
+    def test_pool_windows(self, reduce, reference, channels, x64):
+        features = np.random.default_rng(0).uniform(size=(1, 9, 8, channels))
         windows = np.array([[[[1, 2], [8, 7]], [[0, 0], [3, 8]]]])
         found = jax.jit(lambda x: pool_windows(x, windows, levels=(1, 2), reduce=reduce))(features)
         for number, (start, stop) in enumerate(windows[0]):
@@ -190,6 +192,34 @@ def test_the_deviation_does_not_cancel_beside_a_large_mean():
     expected = pyramid_pool_reference(cells.astype(np.float64), levels=(1, 3), reduce=np.std)
     np.testing.assert_allclose(found, expected, rtol=2e-2)  # the cells themselves are of 6e-5 steps
     assert np.abs(found).max() < 0.02
+
+
+@pytest.mark.parametrize("channels", [3, 40])
+def test_the_deviation_of_windows_does_not_cancel_beside_a_large_mean(channels):
+    cells = np.random.default_rng(0).normal(1000, 0.01, (1, 24, 40, channels)).astype(np.float32)
+    windows = np.array([[[[0, 0], [24, 40]], [[3, 5], [9, 31]], [[2, 2], [3, 4]], [[5, 5], [6, 6]]]])
+    found = pool_windows(cells, windows, levels=(1,), reduce="deviation")
+    for number, (start, stop) in enumerate(windows[0]):
+        cut = cells[:, start[0] : stop[0], start[1] : stop[1]].astype(np.float64)
+        np.testing.assert_allclose(found[0, number, 0], cut[0].std(axis=(0, 1)), rtol=2e-2)
+
+
+def test_several_states_of_the_deviation_merge_at_once_as_they_do_in_pairs(x64):
+    rng = np.random.default_rng(0)
+    states = [
+        (jnp.asarray(rng.integers(0, 3, 50) * 1.0), *jnp.asarray(rng.uniform(size=(2, 50)))) for _ in range(5)
+    ]
+    states = [(n, jnp.where(n > 0, mean, 0), jnp.where(n > 1, squares, 0)) for n, mean, squares in states]
+    deviation = Deviation()
+    expected = functools.reduce(deviation.merge, states)
+    for one, other in zip(deviation.merge_all(states), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-15)
+
+
+def test_the_deviation_of_windows_of_equal_cells_is_0():
+    windows = np.array([[[[0, 0], [5, 6]], [[1, 2], [4, 5]]]])
+    found = pool_windows(jnp.full((1, 5, 6, 2), 0.3), windows, levels=(1, 2), reduce="deviation")
+    assert (np.asarray(found) == 0).all()
 
 
 def test_the_deviation_of_equal_cells_and_its_gradient_are_0():

@@ -43,9 +43,10 @@ def cases(draw):
 
 @pytest.mark.parametrize("reduce", ["max", "mean"])
 class TestPoolWindows:
-    @given(cases(), st.sampled_from([(1, 2), (3,)]))
-    def test_gives_what_the_op_gives_on_each_window_cut_out(self, reduce, case, levels):
+    @given(cases(), st.sampled_from([(1, 2), (3,)]), st.sampled_from([2, 40]))
+    def test_gives_what_the_op_gives_on_each_window_cut_out(self, reduce, case, levels, channels):
         features, windows, sizes = case
+        features = np.tile(features, channels // 2) + np.arange(channels)
         with jax.enable_x64(True):
             found = pool(features, windows, sizes, levels=levels, reduce=reduce)
         expected = cut_out(features, windows, sizes, levels=levels, reduce=NUMPY[reduce])

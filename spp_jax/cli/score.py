@@ -87,7 +87,7 @@ class Page:
     is empty, or a gallery already. Run it again, and it goes on; without --out, it keeps the scores, too."""
     explain_best: int = BEST
     """With --gallery: how many photographs, the best ones, are shown with map, winners and crops. Each takes
-    hundreds of times as long as its score by a judge such as quality, mostly for its crops. 0: none."""
+    as long as the scores of dozens. 0: none."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,11 +5,11 @@ A form makes of a monoid a function ``read(state, segments)``. It takes a state,
 :class:`spp_jax.pooling.bins.AxisPlan` lays them out; it gives the state with one entry per segment in place
 of every axis.
 
-Five forms give values: `plain`, which is what the others are held to, `masked`, `masked_at_once`, `gathered`
-and `picked`. Three give the winners of a max or min besides: `masked_winners`, `gathered_winners` and
-`picked_winners`. Two are there for their derivatives: `scattered` gives sums in a way whose transpose is
-fast, `scanned` the states of any other combine in a program whose size does not grow with the map. Which
-backend takes which stands at the end of this file.
+Six forms give values: `plain`, which is what the others are held to, `masked`, `masked_at_once`, `gathered`,
+`picked`, and `by_width`, which is one of the last two. Three give the winners of a max or min besides:
+`masked_winners`, `gathered_winners` and `picked_winners`. Two are there for their derivatives: `scattered`
+gives sums in a way whose transpose is fast, `scanned` the states of any other combine in a program whose size
+does not grow with the map. Which backend takes which stands at the end of this file.
 """
 
 import functools
@@ -34,10 +34,11 @@ _ROWS_A_STEP = 16  # gathered rows that one step of a CPU loop combines before i
 _LEFT_OVER = 0.045  # the share of a map that a TPU leaves to be written and read again between two axes
 _MOST_RESULTS = 16  # of one reduction there, as each takes time for every cell
 _CELLS_A_STEP = {1: (16,), 2: (4, 4), 3: (2, 2, 4)}  # of a window, along each axis of so many
-_OWN_CELLS_A_STEP = {1: (4,), 2: (2, 2), 3: (1, 2, 2)}  # the same by a combine of one's own
+_OWN_CELLS_A_STEP = {1: (4,), 2: (2, 2), 3: (1, 2, 2)}
 _SMALL_SIDES = 12, 28  # cells: of a map of which much is left after one axis, though less than it has bins
 _BYTES_AT_ONCE = 4 << 20  # of such maps, that a CPU's caches hold
 _CELLS_AT_ONCE = 2**14  # of a map that is one bin, which a CPU reads in one reduction
+_FEW_CHANNELS = 32  # of a cell: so few are read with their row
 _OWN_ROWS_A_STEP = 4  # by a combine of one's own: each more makes the program longer, and soon slower
 
 
@@ -440,7 +441,7 @@ def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Call
 
         def step(number, best):
             cells = gather(rows, number * rows_a_step, rows_a_step)
-            return functools.reduce(monoid.merge, cells if best is None else [best, *cells])
+            return monoid.merge_all(cells if best is None else [best, *cells])
 
         # Made from the state, lest under shard_map it varies over fewer devices.
         first = step(0, None) if outside else _filled_like(gather(rows, 0)[0], identity)
@@ -546,9 +547,11 @@ def picked(monoid: Monoid) -> Callable:
                 first = [
                     step * cells for step, cells in zip(_unraveled(number, steps), cells_a_step, strict=True)
                 ]
-                for beyond in np.ndindex(*cells_a_step):
-                    best = monoid.merge(best, cell([a + int(b) for a, b in zip(first, beyond, strict=True)]))
-                return best
+                cells = [
+                    cell([a + int(b) for a, b in zip(first, beyond, strict=True)])
+                    for beyond in np.ndindex(*cells_a_step)
+                ]
+                return monoid.merge_all([best, *cells])
 
             best = _filled_like(cell([0] * len(grid)), identity)
             best = lax.fori_loop(0, functools.reduce(lax.mul, steps), step, best)
@@ -570,6 +573,20 @@ def picked(monoid: Monoid) -> Callable:
             return jax.tree.map(lambda *leaves: jnp.concatenate(leaves, 1 + axis), *parts)
 
         return of_rest([], [])
+
+    return read
+
+
+def by_width(monoid: Monoid) -> Callable:
+    """`picked`, or `gathered` where cells have few channels: windows, on a CPU.
+
+    A cell of few channels is read in less time than a step of a loop takes, and rows of the map have many.
+    """
+    by_cells, by_rows = picked(monoid), gathered(monoid)
+
+    def read(state, segments):
+        channels = jax.tree.leaves(state)[0].shape[-1]
+        return (by_rows if channels <= _FEW_CHANNELS else by_cells)(state, segments)
 
     return read
 
@@ -726,7 +743,7 @@ def _unflattened(flat: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Arra
 
 VALUES = gathered, masked_at_once, masked
 WINNERS = gathered_winners, masked_winners, masked_winners
-VALUES_OF_WINDOWS = picked, masked_at_once, masked
+VALUES_OF_WINDOWS = by_width, masked_at_once, masked
 WINNERS_OF_WINDOWS = picked_winners, masked_winners, masked_winners
 SUMS = scattered, plain, plain
 SCANNED = scanned, scanned, scanned

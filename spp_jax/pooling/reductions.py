@@ -8,7 +8,8 @@ Write one and pass it as ``reduce``, or give it a name in ``REDUCTIONS``.
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, dataclass_transform
 
 import jax
@@ -112,6 +113,10 @@ class Monoid:
         by_leaf = self.selects or self.combine is lax.add
         return jax.tree.map(self.combine, a, b) if by_leaf else self.combine(a, b)
 
+    def merge_all(self, states: Sequence[State]) -> State:
+        """Several states to one; where a combine of one's own has a shorter way, override it."""
+        return functools.reduce(self.merge, states)
+
     def finish(self, state: State, count: jax.Array) -> jax.Array:
         """States ``[..., channels]`` of bins of ``count`` cells, int32 ``[..., 1]`` >= 1, to features."""
         return state
@@ -173,6 +178,18 @@ class Deviation(Monoid):
         share = b_count / jnp.maximum(count, 1)
         apart = b_mean - a_mean
         return count, a_mean + apart * share, a_squares + b_squares + apart * apart * (a_count * share)
+
+    def merge_all(self, states):
+        """The update of several at once: one division, whatever their number."""
+        counts, means, squares = zip(*states, strict=True)
+        count = functools.reduce(lax.add, counts)
+        near = means[0]  # counted from one of them, equal means have that very mean
+        for number, mean in zip(counts[1:], means[1:], strict=True):
+            near = jnp.where(number > 0, mean, near)
+        beyond = (number * (each - near) for number, each in zip(counts, means, strict=True))
+        mean = near + functools.reduce(lax.add, beyond) / jnp.maximum(count, 1)
+        apart = (number * (each - mean) ** 2 for number, each in zip(counts, means, strict=True))
+        return count, mean, functools.reduce(lax.add, (*squares, *apart))
 
     def identity(self, state):
         """No cells."""
