@@ -49,15 +49,10 @@ def fit(
         FloatingPointError: a loss or a gradient is not finite; names the step, its bucket and its pictures.
     """
     batches = load_batches(records, schedule.steps(start, stop), devices=mesh.size)
-    on_device = ((spec, put(batch, mesh), failed) for spec, batch, failed in batches)
-    following = next(on_device, None)
-    for done in range(start + 1, stop + 1):
-        if following is None:
-            break
-        spec, batch, failed = following
+    for done, (spec, batch, failed) in enumerate(batches, start + 1):
+        on_device = put(batch, mesh)
         with jax.transfer_guard("disallow"):
-            state, sums = executables[spec.bucket].call(state, batch)
-        following = next(on_device, None)  # waited for and sent while the device computes this step
+            state, sums = executables[spec.bucket].call(state, on_device)
         *sums, weights = jax.device_get(sums)
         loss, correct, pictures, grad_norm = map(float, sums)
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
