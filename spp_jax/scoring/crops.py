@@ -11,7 +11,7 @@ from spp_jax.errors import UsageError
 __all__ = ["Crop", "aspect_of", "best_crops", "candidates", "smallest_crop", "suppressed", "wanted"]
 
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)  # of the sides of the largest that fits; no crop is smaller
-_STEPS = 16  # places along an axis, at most
+_STEPS = 10  # places along an axis, at most
 _OVERLAP = 0.6  # intersection over union from which the better of two is kept
 
 
@@ -51,7 +51,7 @@ def aspect_of(aspect: str) -> float:
 
 
 def candidates(size: tuple[int, int], aspect: str | None, smallest: tuple[int, int]) -> np.ndarray:
-    """Boxes of one shape, at six sizes and up to 16 x 16 places: int64 ``[n, 4]``, pixels.
+    """Boxes of one shape, at six sizes and up to 10 x 10 places: int64 ``[n, 4]``, pixels.
 
     The largest fits the photograph exactly, the least has half its sides. The photograph itself is none.
 
