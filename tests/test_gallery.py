@@ -362,11 +362,16 @@ def test_without_winners_there_is_no_strongest():
 class TestCommand:
     RECORDS = noise_records(5)
 
-    def test_makes_a_gallery_and_goes_on_without_scoring_again(self, tmp_path, capsys, monkeypatch):
+    def album(self, tmp_path, count):
+        """A folder of so many photographs: 0.png, 1.png, ..."""
         folder = tmp_path / "album"
         folder.mkdir()
-        for number in range(4):
+        for number in range(count):
             (folder / f"{number}.png").write_bytes(self.RECORDS.photo(number))
+        return folder
+
+    def test_makes_a_gallery_and_goes_on_without_scoring_again(self, tmp_path, capsys, monkeypatch):
+        folder = self.album(tmp_path, 4)
         gallery = folder / "gallery"  # among the photographs
         arguments = [str(folder), "--judge", "compact", "--cache-dir", str(tmp_path / "cache")]
         arguments += ["--gallery", str(gallery), "--explain-best", "0"]
@@ -386,10 +391,7 @@ class TestCommand:
     def test_killed_in_the_middle_and_run_again_goes_on_and_ends_as_one_run_does(
         self, tmp_path, capsys, monkeypatch
     ):
-        folder = tmp_path / "photos"
-        folder.mkdir()
-        for number in range(5):
-            (folder / f"{number}.png").write_bytes(self.RECORDS.photo(number))
+        folder = self.album(tmp_path, 5)
 
         def arguments(gallery):
             options = ["--cache-dir", str(tmp_path / "cache"), "--gallery", str(tmp_path / gallery)]
@@ -413,10 +415,7 @@ class TestCommand:
     def test_of_a_folder_that_changed_only_the_new_is_scored_and_what_is_gone_is_shown_no_more(
         self, tmp_path, capsys, monkeypatch
     ):
-        folder = tmp_path / "photos"
-        folder.mkdir()
-        for number in range(4):
-            (folder / f"{number}.png").write_bytes(self.RECORDS.photo(number))
+        folder = self.album(tmp_path, 4)
         gallery = tmp_path / "gallery"
         arguments = [str(folder), "--judge", "compact", "--cache-dir", str(tmp_path / "cache")]
         arguments += ["--gallery", str(gallery), "--explain-best", "0"]
