@@ -53,6 +53,13 @@ def test_a_new_process_restores_what_was_saved_last(saved, training):
         assert_equal(checkpoints.restore_training(training), training)
 
 
+def test_a_model_of_which_shapes_alone_are_given_is_restored_as_numpy_arrays(saved):
+    with Checkpoints(saved) as checkpoints:
+        found = checkpoints.restore_model(jax.eval_shape(variables))
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(found))
+    assert_equal(found, variables(seed=3))
+
+
 def test_older_checkpoints_are_pruned_and_none_is_half_written(saved):
     assert sorted(path.name for path in (saved / "checkpoints").iterdir()) == ["2", "3"]
 
