@@ -146,13 +146,17 @@ class TestAgainstTheNumpyLoop:
         levels = ((1,) * rank, (2,) * rank, (3,) * rank)
         axes = [AxisPlan((1, 2, 3), twice=monoid.idempotent)] * rank
 
-        def run(forms, monoid):
+        def run(forms, monoid, starts=starts, lengths=lengths):
             states = jax.jit(read_grid(forms, monoid, axes))(features, starts, lengths)
             return join_bins(states, monoid, levels, axes)
 
         plain = run((reading.plain,) * 3, monoid)
         for form in (reading.gathered, reading.picked, reading.masked, reading.masked_at_once):
             np.testing.assert_allclose(run((form,) * 3, monoid), plain, rtol=1e-12)
+        for form in (reading.rows_shared, reading.each_alone(reading.masked)):
+            form = functools.partial(form, kept=lambda states: states)
+            for found in run((form,) * 3, monoid, jnp.stack([starts] * 2), jnp.stack([lengths] * 2)):
+                np.testing.assert_allclose(found, plain, rtol=1e-12)
         if reduce == "mean":
             found = run((reading.scattered,) * 3, monoid)
             np.testing.assert_allclose(found, plain, rtol=1e-12)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from spp_jax import boxes_to_windows, create_model, num_bins, pool_windows
 from spp_jax.layers import Conv, Geometry, MaxPool
 from spp_jax.padded import Padded
+from spp_jax.pooling.reductions import Monoid, reduction
 from spp_jax.testing import pyramid_pool_reference
 
 NUMPY = {"max": np.max, "mean": np.mean}
@@ -37,6 +38,9 @@ def cases(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     sizes = rng.integers(1, np.array(spatial) + 1, (2, rank))
     windows = rng.integers(-3, np.array(spatial) + 4, (2, 5, 2, rank))
+    # Some have the rows of the window before them, in one map or in both.
+    for image, number in draw(st.sets(st.tuples(st.integers(0, 1), st.integers(1, 4)))):
+        windows[image, number, :, 0] = windows[image, number - 1, :, 0]
     features = rng.integers(-4, 4, (2, *spatial, 2)).astype(np.float64)
     return features, windows.astype(np.int32), sizes.astype(np.int32)
 
@@ -137,6 +141,34 @@ def test_gradients_of_many_windows_are_summed_in_float32():
     windows = jnp.tile(jnp.array([[0, 0], [2, 2]]), (1, 1000, 1, 1))
     gradient = jax.grad(lambda x: pool_windows(x, windows, levels=(1,)).astype(jnp.float32).sum())
     assert gradient(features)[0, 0, 0, 0] == 1000
+
+
+@pytest.mark.parametrize("channels", [2, 40])
+def test_windows_that_follow_one_another_with_the_same_rows_read_these_once(channels):
+    calls = []
+
+    @reduction
+    class CountedSum(Monoid):
+        @staticmethod
+        def combine(a, b):  # pyright: ignore[reportIncompatibleVariableOverride]
+            jax.debug.callback(lambda: calls.append(1))
+            return a + b
+
+        def identity(self, state):
+            return jnp.zeros((), state.dtype)
+
+    features = jnp.ones((1, 64, 8, channels))
+    run = jax.jit(functools.partial(pool_windows, levels=(1,), reduce=CountedSum()))
+
+    def calls_of(tops: list[int]) -> int:
+        calls.clear()
+        windows = [[[[top, 1 + place], [top + 50, 3 + place]] for place, top in enumerate(tops)]]
+        found = run(features, jnp.array(windows))
+        jax.effects_barrier()
+        np.testing.assert_array_equal(found, np.full((1, len(tops), 1, channels), 100))
+        return len(calls)
+
+    assert calls_of([7, 7, 7, 7, 7]) < 0.5 * calls_of([7, 8, 7, 8, 7])
 
 
 def test_boxes_over_one_map_under_vmap_do_not_copy_it():

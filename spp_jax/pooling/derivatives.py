@@ -109,15 +109,29 @@ def _reading_fast(
     of_map: tuple, of_windows: tuple, monoid: Monoid, *, levels: Levels, axes: tuple[AxisPlan, ...]
 ) -> Callable:
     """In the form for a window of each map, or in that for many."""
-    one, many = (
-        _reading(forms, monoid, levels=levels, axes=axes, fold=_folding_vmap)
-        for forms in (of_map, of_windows)
-    )
+    one = _reading(of_map, monoid, levels=levels, axes=axes, fold=_folding_vmap)
+    many = _reading_windows(of_windows, monoid, levels=levels, axes=axes)
 
     def read(state: PyTree, starts: Boxes, lengths: Boxes) -> PyTree:
         return (one if starts.shape[1] == 1 else many)(state, starts, lengths)
 
     return read
+
+
+def _reading_windows(forms: tuple, monoid: Monoid, *, levels: Levels, axes: tuple[AxisPlan, ...]) -> Callable:
+    """State, starts and lengths to the state of every bin, in the forms of many windows for this backend."""
+    join = functools.partial(join_bins, monoid=monoid, levels=levels, axes=axes)
+    seams = any(plan.seams for plan in axes)  # a grid of more states than there are bins: not kept
+    kept = join if seams else lambda states: states
+    read = read_grid(tuple(functools.partial(form, kept=kept) for form in forms), monoid, axes)
+
+    @_folding_vmap
+    def read_and_join(state: PyTree, starts: Boxes, lengths: Boxes) -> PyTree:
+        found = read(state, jnp.moveaxis(starts, 1, 0), jnp.moveaxis(lengths, 1, 0))
+        found = jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 0, 1), found)
+        return found if seams else join(found)
+
+    return read_and_join
 
 
 def _folding_vmap(pool: Callable) -> Callable:

@@ -100,7 +100,9 @@ def pool_windows(
     """Pool any number of windows of each feature map over a pyramid of bins.
 
     What :func:`spatial_pyramid_pool` gives on each window cut out, in one call with the windows as data:
-    run the convolutions once and score every region (SPP-net, section 4, detection).
+    run the convolutions once and score every region (SPP-net, section 4, detection). On a CPU, windows that
+    come one after the other with the same starts and stops on the first axis read their rows once, so sorted
+    windows are read sooner; on other backends each window is read alone.
 
     Args:
         features: as there.

@@ -5,11 +5,14 @@ A form makes of a monoid a function ``read(state, segments)``. It takes a state,
 :class:`spp_jax.pooling.bins.AxisPlan` lays them out; it gives the state with one entry per segment in place
 of every axis.
 
-Six forms give values: `plain`, which is what the others are held to, `masked`, `masked_at_once`, `gathered`,
-`picked`, and `by_width`, which is one of the last two. Three give the winners of a max or min besides:
-`masked_winners`, `gathered_winners` and `picked_winners`. Two are there for their derivatives: `scattered`
-gives sums in a way whose transpose is fast, `scanned` the states of any other combine in a program whose size
-does not grow with the map. Which backend takes which stands at the end of this file.
+Five forms give values: `plain`, which is what the others are held to, `masked`, `masked_at_once`, `gathered`
+and `picked`. Three give the winners of a max or min besides: `masked_winners`, `gathered_winners` and
+`picked_winners`. Two are there for their derivatives: `scattered` gives sums in a way whose transpose is
+fast, `scanned` the states of any other combine in a program whose size does not grow with the map.
+
+A form of many windows makes of a monoid, and of what is kept of a window, ``read(state, segments)`` whose
+segments are those of all windows. `each_alone` makes one of a form of one window; `rows_shared` reads rows
+once for windows that have them in common. Which backend takes which stands at the end of this file.
 """
 
 import functools
@@ -43,7 +46,10 @@ _OWN_ROWS_A_STEP = 4  # by a combine of one's own: each more makes the program l
 
 
 class _Segments(NamedTuple):
-    """Of one spatial axis: the plan, and where its segments and seams lie, int32 ``[batch, of them]``."""
+    """Of one spatial axis: the plan, and where its segments and seams lie.
+
+    int32 ``[batch, of them]``; of many windows, ``[windows, batch, of them]``.
+    """
 
     plan: AxisPlan
     starts: jax.Array
@@ -117,19 +123,20 @@ def read_grid(
 
     Returns:
         The function: state ``[batch, *spatial, channels]``, a pytree; starts and lengths int32
-        ``[batch, spatial_rank]``; to states ``[batch, *segments and seams, channels]``.
+        ``[batch, spatial_rank]``; to states ``[batch, *segments and seams, channels]``. Where the forms are
+        of many windows, all but the state have an axis of windows before.
     """
     cpu, tpu, default = (form(monoid) for form in forms)
 
     @jax.named_scope("spatial_pyramid_pool")
     def read(
         state: PyTree[Shaped[Array, "batch *spatial channels"]],
-        starts: Int32[Array, "batch rank"],
-        lengths: Int32[Array, "batch rank"],
-    ) -> PyTree[Shaped[Array, "batch *grid _"]]:
+        starts: Int32[Array, "*windows batch rank"],
+        lengths: Int32[Array, "*windows batch rank"],
+    ) -> PyTree[Shaped[Array, "*windows_batch_and_grid _"]]:
         of_plan = {plan: plan.edges(lengths) for plan in axes}
         edges = [
-            tuple(starts[:, axis, None] + edge[:, axis] for edge in of_plan[plan])
+            tuple(starts[..., axis, None] + edge[..., axis, :] for edge in of_plan[plan])
             for axis, plan in enumerate(axes)
         ]
 
@@ -400,10 +407,7 @@ def gathered(monoid: Monoid) -> Callable:
     Where one bin is the whole of a map of few cells, the map is one masked reduction: its time is about the
     same, and it compiles in a fifth of the time.
     """
-    if monoid.selects or monoid.combine is lax.add:
-        by_rows = _gathered(monoid, outside=1)
-    else:
-        by_rows = _gathered(monoid, outside=0, most=_OWN_ROWS_A_STEP)
+    by_rows = _gathered(monoid, **_steps_of(monoid))
 
     def read(state, segments):
         cells = math.prod(jax.tree.leaves(state)[0].shape[1:-1])
@@ -414,9 +418,16 @@ def gathered(monoid: Monoid) -> Callable:
     return read
 
 
-def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Callable:
-    """``outside``, 0 or 1: steps taken before the loop, which XLA may fuse with what makes the state.
+def _steps_of(monoid: Monoid) -> dict[str, int]:
+    """How rows are gathered, as :func:`_gathered_axis` takes it: by a combine of one's own, few at a time."""
+    ours = monoid.selects or monoid.combine is lax.add
+    return {"outside": 1, "most": _ROWS_A_STEP} if ours else {"outside": 0, "most": _OWN_ROWS_A_STEP}
 
+
+def _gathered_axis(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Callable:
+    """A function that reads one axis so.
+
+    ``outside``, 0 or 1: steps taken before the loop, which XLA may fuse with what makes the state.
     ``most``: rows of a step.
     """
 
@@ -452,6 +463,13 @@ def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Call
             seams = jax.tree.map(lambda leaf: _unflattened(leaf, shape, axis), seams)
             best = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis), best, seams)
         return best
+
+    return read
+
+
+def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Callable:
+    """All axes so, of as many images at once as a CPU's caches hold; as for :func:`_gathered_axis`."""
+    read = _gathered_axis(monoid, outside=outside, most=most)
 
     def read_images(flat, shape, segments, first_image=0):
         state = read(flat, shape, 1, segments[0], first_image)
@@ -577,18 +595,90 @@ def picked(monoid: Monoid) -> Callable:
     return read
 
 
-def by_width(monoid: Monoid) -> Callable:
-    """`picked`, or `gathered` where cells have few channels: windows, on a CPU.
+def each_alone(form: Callable) -> Callable:
+    """From a form of one window to one of many: a loop over them."""
 
-    A cell of few channels is read in less time than a step of a loop takes, and rows of the map have many.
+    def of_windows(monoid: Monoid, kept: Callable) -> Callable:
+        """``kept``: from a window's states to what is kept of it."""
+        read = form(monoid)
+
+        def read_all(state, windows):
+            plans = [of_axis.plan for of_axis in windows]
+
+            def of_window(edges):
+                return kept(read(state, [_Segments(*each) for each in zip(plans, *edges, strict=True)]))
+
+            return lax.map(
+                of_window, ([of_axis.starts for of_axis in windows], [of_axis.stops for of_axis in windows])
+            )
+
+        return read_all
+
+    return of_windows
+
+
+def rows_shared(monoid: Monoid, kept: Callable) -> Callable:
+    """A loop over windows where those that follow one another with the same rows read these once: CPU.
+
+    A window's rows, combined to its segments of the first axis, are a map again, of few rows. The next window
+    with the same rows reads that map alone. A window whose rows are not its neighbours' is `picked`, so that
+    only its own columns are read; but where cells have few channels a row of the map takes less time than
+    the steps of a loop over cells.
     """
-    by_cells, by_rows = picked(monoid), gathered(monoid)
+    read_axis = _gathered_axis(monoid, **_steps_of(monoid))
+    by_cells, alone = picked(monoid), each_alone(picked)(monoid, kept)
 
-    def read(state, segments):
-        channels = jax.tree.leaves(state)[0].shape[-1]
-        return (by_rows if channels <= _FEW_CHANNELS else by_cells)(state, segments)
+    def of_axis(state, axis, segments):
+        flat = jax.tree.map(lambda leaf: _flattened(leaf, axis), state)
+        return read_axis(flat, jax.tree.leaves(state)[0].shape, axis, segments)
 
-    return read
+    def read_all(state, windows):
+        if len(windows) == 1:
+            return alone(state, windows)
+        # What a state is lifted to of constants alone would be filled in anew for each window.
+        state = lax.optimization_barrier(state)
+        plans = [axis.plan for axis in windows]
+        few = jax.tree.leaves(state)[0].shape[-1] <= _FEW_CHANNELS
+
+        def step(before, window):
+            edges, next_rows = window
+            segments = [_Segments(plan, *edge) for plan, edge in zip(plans, edges, strict=True)]
+
+            def by_rows(before):
+                rows, states = lax.cond(
+                    _equal(before[0], edges[0]),
+                    lambda before: before,
+                    lambda _: (edges[0], of_axis(state, 1, segments[0])),
+                    before,
+                )
+                found = states
+                for axis, others in enumerate(segments[1:], 2):
+                    found = of_axis(found, axis, others)
+                return (rows, states), kept(found)
+
+            if few:
+                return by_rows(before)
+            shares = _equal(before[0], edges[0]) | _equal(next_rows, edges[0])
+            return lax.cond(shares, by_rows, lambda before: (before, kept(by_cells(state, segments))), before)
+
+        edges = [(axis.starts, axis.stops) for axis in windows]
+        nowhere = tuple(-1 - 0 * each[0] for each in edges[0])
+        next_rows = tuple(
+            jnp.concatenate([each[1:], none[None]]) for each, none in zip(edges[0], nowhere, strict=True)
+        )
+        # Made from the state and the windows, lest under shard_map it varies over fewer devices.
+        first = jnp.clip(edges[0][0][0], 0, jax.tree.leaves(state)[0].shape[1] - 1)
+        image = jnp.arange(len(first), dtype=jnp.int32)[:, None]
+        states = _filled_like(jax.tree.map(lambda leaf: leaf[image, first], state), monoid.identity(state))
+        before = nowhere, states
+        return lax.scan(step, before, (edges, next_rows))[1]
+
+    return read_all
+
+
+def _equal(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> jax.Array:
+    """Whether two axes of a window have the same starts and stops."""
+    return functools.reduce(lax.bitwise_and, [(x == y).all() for x, y in zip(a, b, strict=True)])
 
 
 def gathered_winners(winner: Winner) -> Callable:
@@ -743,7 +833,7 @@ def _unflattened(flat: jax.Array, shape: tuple[int, ...], axis: int) -> jax.Arra
 
 VALUES = gathered, masked_at_once, masked
 WINNERS = gathered_winners, masked_winners, masked_winners
-VALUES_OF_WINDOWS = by_width, masked_at_once, masked
-WINNERS_OF_WINDOWS = picked_winners, masked_winners, masked_winners
+VALUES_OF_WINDOWS = rows_shared, each_alone(masked_at_once), each_alone(masked)
+WINNERS_OF_WINDOWS = each_alone(picked_winners), each_alone(masked_winners), each_alone(masked_winners)
 SUMS = scattered, plain, plain
 SCANNED = scanned, scanned, scanned

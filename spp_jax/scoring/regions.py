@@ -174,8 +174,10 @@ class Regions:
             boxes: floating ``[n, 4]``, as for :meth:`windows_of`.
         """
         windows = self.windows_of(seen, boxes)
-        # Cells are few: many boxes cover the same ones.
-        keys = np.concatenate([each.reshape(len(boxes), 4) for each in windows], axis=1)
+        lying = [each[..., ::-1] if seen.turned else each for each in windows]
+        # Cells are few: many boxes cover the same ones. Those with the same rows come one after the other, as
+        # the rows are read once then.
+        keys = np.stack(lying, axis=1).transpose(0, 3, 1, 2).reshape(len(boxes), 4 * len(windows))
         different, places = np.unique(keys, axis=0, return_inverse=True)
         program = self._windows[self._bucket(seen.shape)].call if len(boxes) else None
         found = []
@@ -183,9 +185,8 @@ class Regions:
             some = different[first : first + self.chunk]
             filled = np.zeros((self.chunk, different.shape[1]), np.int32)  # empty windows take no time
             filled[: len(some)] = some
-            each = [part.reshape(1, -1, 2, 2) for part in np.split(filled, len(windows), axis=1)]
-            lying = [part[..., ::-1] if seen.turned else part for part in each]
-            given = jax.device_put([np.ascontiguousarray(part) for part in lying], replicated(self._mesh))
+            parts = filled.reshape(1, -1, 2, len(windows), 2).transpose(3, 0, 1, 4, 2)
+            given = jax.device_put([np.ascontiguousarray(part) for part in parts], replicated(self._mesh))
             assert program is not None
             logits, scores = jax.device_get(program(self.leaves, (seen.maps, given)))
             found.append((logits[: len(some)], scores[: len(some)]))
