@@ -41,7 +41,7 @@ _OWN_CELLS_A_STEP = {1: (4,), 2: (2, 2), 3: (1, 2, 2)}
 _SMALL_SIDES = 12, 28  # cells: of a map of which much is left after one axis, though less than it has bins
 _BYTES_AT_ONCE = 4 << 20  # of such maps, that a CPU's caches hold
 _CELLS_AT_ONCE = 2**14  # of a map that is one bin, which a CPU reads in one reduction
-_FEW_CHANNELS = 32  # of a cell: so few are read with their row
+_FEW_CHANNELS = 192  # of a cell: so few are read with their row
 _OWN_ROWS_A_STEP = 4  # by a combine of one's own: each more makes the program longer, and soon slower
 
 
