@@ -1,4 +1,6 @@
 import io
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -59,6 +61,30 @@ def test_each_shape_has_its_best_crop_before_any_has_a_second():
     scores = {"1:1": np.array([0.9, 0.8]), None: np.array([0.1])}
     assert [c.score for c in best_crops(boxes, scores, 0.5, 2)] == [0.9, 0.1]
     assert [c.score for c in best_crops(boxes, scores, 0.5, 3)] == [0.9, 0.8, 0.1]
+
+
+def test_a_second_start_finds_the_programs_of_crops_and_explanations_and_compiles_none(tmp_path):
+    code = """
+import sys, numpy as np
+from spp_jax import Scorer
+from spp_jax.compilation import use_compilation_cache
+from spp_jax.testing import count_compilations
+use_compilation_cache(sys.argv[1])
+photo = np.random.default_rng(0).integers(0, 256, (70, 60, 3), np.uint8)
+scorer = Scorer.from_pretrained("compact")
+with count_compilations() as count:
+    score, explained = scorer.crops(photo)[0].score, scorer.explain(photo).map.mean()
+made = [name for name in count.compiled + count.cached if name.startswith(("see", "judge_windows"))]
+print(score, explained, len(made))
+"""
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", code, tmp_path / "cache"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(2)
+    ]
+    assert [int(made) for *_, made in runs] == [2, 0]
+    assert runs[0][:2] == runs[1][:2]
 
 
 def test_crops_are_the_best_candidates_with_the_scores_of_their_boxes(scorer):

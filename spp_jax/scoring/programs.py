@@ -60,6 +60,7 @@ class Programs:
         *,
         most: int,
         key: str | None,
+        output: Any = 0,
     ):
         """Say what is to be compiled; nothing is yet.
 
@@ -69,7 +70,9 @@ class Programs:
             most: executables in memory; beyond that the one used least recently goes.
             key: says all that the function follows from, besides this package's code; None: it is not known,
                 and nothing is kept but what JAX's own cache keeps.
+            output: a pytree of the structure of what the function gives.
         """
+        self._output = jax.tree.structure(output)
         self._function, self._arguments, self._most = function, arguments, most
         self._made: collections.OrderedDict[Bucket, concurrent.futures.Future] = collections.OrderedDict()
         self._lock = threading.Lock()
@@ -195,11 +198,10 @@ class Programs:
         try:
             payload = path.read_bytes()
             inputs = jax.tree.structure((arguments, {}))
-            output = jax.tree.structure(0)
             devices = list(jax.tree.leaves(arguments)[0].sharding.device_set)
             devices.sort(key=lambda device: device.id)
             return serialize_executable.deserialize_and_load(
-                payload, inputs, output, execution_devices=devices
+                payload, inputs, self._output, execution_devices=devices
             )
         except (OSError, ValueError, TypeError, EOFError, pickle.UnpicklingError, RuntimeError) as error:
             _log.warning(

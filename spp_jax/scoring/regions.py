@@ -77,6 +77,7 @@ class Regions:
         *,
         either: bool,
         most: int,
+        key: str | None,
     ):
         """Take a model in parts.
 
@@ -89,6 +90,8 @@ class Regions:
             arguments: from a bucket to the abstract (leaves, images).
             either: rungs hold photographs turned as well.
             most: programs of each kind, at most.
+            key: says what the model's programs follow from, besides code, so that they are kept; None: it is
+                not known.
 
         Raises:
             TypeError: the model is no :class:`SPPNet`, whose maps and head are known.
@@ -106,9 +109,18 @@ class Regions:
             tuple(jax.tree.unflatten(pool.reduction, [p[...] for p in pool.learnt]) for pool in pools)
             for pools in network.map_pools
         )
-        self._see = Programs(_see_function(self._merge), arguments, most=most, key=None)
+        self._maps: dict[Bucket, Any] = {}
+        *_, images = arguments(self._bucket(network.min_size))
+        maps = (images,) * len(self.geometries)
+        self._see = Programs(
+            _see_function(self._merge), arguments, most=most, key=key and f"{key} see", output=(maps, 0)
+        )
         self._windows = Programs(
-            _windows_function(self._merge, loss), self._window_arguments, most=most, key=None
+            _windows_function(self._merge, loss),
+            self._window_arguments,
+            most=most,
+            key=key and f"{key} windows",
+            output=(0, 0),
         )
         self._head = jax.jit(_head_function(self._merge, loss))
         self._slope = jax.jit(_slope_function(self._merge, loss), static_argnames=("column", "by_score"))
@@ -140,6 +152,7 @@ class Regions:
         height, width = ready.size
         size = (width, height) if ready.turned else (height, width)
         maps = jax.device_put(maps, replicated(self._mesh))
+        self._maps[bucket] = abstract(maps, jax.tree.map(lambda _: replicated(self._mesh), maps))
         return Seen(maps, np.asarray(vector, np.float32), size, ready.shape, ready.turned)
 
     def windows_of(self, seen: Seen, boxes: np.ndarray) -> list[np.ndarray]:
@@ -217,11 +230,9 @@ class Regions:
         return Bucket(shape, self._mesh.size, self._either)
 
     def _window_arguments(self, bucket: Bucket) -> tuple:
-        leaves, images = self._arguments(bucket)
-        maps, _ = jax.eval_shape(_see_function(self._merge), leaves, images)
-        windows = [jax.ShapeDtypeStruct((1, self.chunk, 2, 2), np.int32)] * len(self.geometries)
-        everywhere = (maps, windows)
-        return leaves, abstract(everywhere, jax.tree.map(lambda _: replicated(self._mesh), everywhere))
+        leaves, _ = self._arguments(bucket)
+        window = jax.ShapeDtypeStruct((1, self.chunk, 2, 2), np.int32, sharding=replicated(self._mesh))
+        return leaves, (self._maps[bucket], [window] * len(self.geometries))
 
 
 def checked_boxes(boxes: Any, size: tuple[int, int]) -> np.ndarray:

@@ -178,6 +178,7 @@ class Scorer:
         )
         self._lock = threading.Lock()
         several = 1 if self._mesh.devices.flat[0].platform == "cpu" else 2
+        self._key = key
         self._programs = Programs(self.forward, self._arguments, most=programs * several, key=key)
         self._parts = graph, tree, loss
         self._most = programs
@@ -341,6 +342,7 @@ class Scorer:
             self._arguments,
             either=self.both_orientations,
             most=self._most,
+            key=self._key,
         )
 
     def _attribute(self, attribute: str | None) -> str:
