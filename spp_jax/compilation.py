@@ -28,6 +28,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spp_jax.buckets import Bucket
+from spp_jax.whole_files import write_whole
 
 __all__ = [
     "BucketExecutables",
@@ -142,9 +143,7 @@ class Price(NamedTuple):
             return
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-            part.write_text(json.dumps(self._asdict()))
-            os.replace(part, path)
+            write_whole(path, json.dumps(self._asdict()).encode())
 
 
 def price_file(*program: str) -> Path | None:

@@ -1,10 +1,8 @@
 """What a probe is fitted on: features of every picture, worked out once and kept on the disk."""
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ from spp_jax.config import RunConfig
 from spp_jax.data.loading import OF_ANOTHER_HOST, Batch, abstract_batch, load_batches, put
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import in_order
+from spp_jax.whole_files import written_whole
 
 __all__ = ["Features", "features_key", "features_of", "features_program", "keep_features", "kept_features"]
 
@@ -140,11 +139,10 @@ def kept_features(path: Path, ids: tuple[str, ...]) -> Features | None:
 
 def keep_features(path: Path, ids: tuple[str, ...], features: Features) -> None:
     """Write a file that :func:`kept_features` reads; it appears under its name only when complete."""
-    part = path.with_suffix(f".{os.getpid()}.part")
     names, reasons = list(features.failed), list(features.failed.values())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with written_whole(path) as part, part.open("wb") as file:
             np.savez(
                 file,
                 values=features.values,
@@ -152,8 +150,5 @@ def keep_features(path: Path, ids: tuple[str, ...], features: Features) -> None:
                 failed=np.array(names, str),
                 reasons=np.array(reasons, str),
             )
-        os.replace(part, path)
     except OSError as error:  # the run goes on: they are only worked out anew next time
         _log.warning(f"features cannot be kept in {path}: {error}")
-        with contextlib.suppress(OSError):
-            part.unlink()
