@@ -56,7 +56,7 @@ def test_a_copy_keeps_its_time(tmp_path, folder):
     assert not (folder / "x.jpg").is_symlink()
 
 
-@pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "\u5199" * 85, os.fsdecode(b"\xff" * 255)])
+@pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "\u5199" * 85, os.fsdecode(b"\xff" * 255)], ids=len)
 def test_a_name_may_be_as_long_as_names_are(tmp_path, folder, name):
     assert copy_into(photo(tmp_path, name, b"x"), folder)
     assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [(name, b"x")]
