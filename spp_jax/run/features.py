@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from spp_jax.buckets import BucketPlan
 from spp_jax.compilation import BucketExecutables, abstract, replicated
 from spp_jax.config import RunConfig
-from spp_jax.data.loading import OF_ANOTHER_HOST, Batch, abstract_batch, load_batches, put
+from spp_jax.data.loading import Batch, abstract_batch, load_batches, put
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import in_order
 from spp_jax.whole_files import written_whole
@@ -93,16 +93,15 @@ def features_of(
     specs = in_order(records.sizes, plan, mirrored=np.full(n, mirrored))
     for _ in program.compile_all(spec.bucket for spec in specs):  # several at a time
         pass
-    for spec, batch, reasons in load_batches(records, specs, devices=mesh.size):
-        found = np.asarray(jax.device_get(program[spec.bucket].call(variables, put(batch, mesh))))
-        rows = np.flatnonzero(np.asarray(batch.weights))
+    for loaded in load_batches(records, specs, devices=mesh.size):
+        call, weights = program[loaded.spec.bucket].call, loaded.batch.weights
+        found = np.asarray(jax.device_get(call(variables, put(loaded.batch, mesh))))
+        rows, members = loaded.read(weights)
         if values is None:
             values = np.full((n, found.shape[1]), np.nan, np.float32)
-        members = np.asarray(spec.rows)[rows]
         values[members] = found[rows]
-        missing = sorted(set(spec.rows) - set(members.tolist()))
-        failed |= {records.ids[index]: reasons.get(index, OF_ANOTHER_HOST) for index in missing}
-        progress(len(spec.rows))
+        failed |= {records.ids[index]: reason for index, reason in loaded.unread(weights).items()}
+        progress(len(loaded.spec.rows))
     return Features(np.zeros((0, 0), np.float32) if values is None else values, failed)
 
 
