@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import pickle
-import stat
 import threading
 import time
 import uuid
@@ -28,7 +27,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 
 from spp_jax.buckets import COMPILATION_PRICE, Bucket
-from spp_jax.compilation import Price, compile_lowered
+from spp_jax.compilation import Price, compile_lowered, others_may_write
 from spp_jax.whole_files import write_whole
 
 __all__ = ["Program", "Programs", "code_digest", "executables_folder"]
@@ -248,7 +247,7 @@ def executables_folder() -> Path | None:
         about = path.stat()
     except OSError:
         return None
-    if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or about.st_uid not in (0, os.getuid()):
+    if others_may_write(about):
         return None
     return path / "executables"
 
