@@ -30,7 +30,7 @@ NAMES = {
 }
 
 
-@pytest.fixture(params=NAMES.values(), ids=NAMES.keys())
+@pytest.fixture(params=NAMES.values(), ids=list(NAMES))
 def path(request, tmp_path):
     return tmp_path / request.param
 
