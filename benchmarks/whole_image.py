@@ -49,6 +49,7 @@ from spp_jax.data.decoding import Decoding, decode
 from spp_jax.data.records import SPLITS, Records, split_records
 from spp_jax.errors import UsageError
 from spp_jax.metrics import agreement
+from spp_jax.whole_files import write_whole
 
 SYSTEMS = {  # what each changes; the first is what the others are compared with
     "whole": [],
@@ -191,8 +192,7 @@ def _standardised(source: Path, rows: list[dict[str, str]], folder: Path) -> Pat
         link = folder / row["file"]
         if not link.exists():
             link.symlink_to(source / row["file"])
-    (folder / "scores.part").write_bytes(text.encode())
-    os.replace(folder / "scores.part", path)
+    write_whole(path, text.encode())
     return folder
 
 

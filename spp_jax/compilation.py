@@ -28,6 +28,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from spp_jax.buckets import Bucket
+from spp_jax.whole_files import write_whole
 
 __all__ = [
     "BucketExecutables",
@@ -42,6 +43,7 @@ __all__ = [
     "data_mesh",
     "default_cache_dir",
     "device_memory",
+    "others_may_write",
     "over_rows",
     "placed",
     "placements",
@@ -142,9 +144,7 @@ class Price(NamedTuple):
             return
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-            part.write_text(json.dumps(self._asdict()))
-            os.replace(part, path)
+            write_whole(path, json.dumps(self._asdict()).encode())
 
 
 def price_file(*program: str) -> Path | None:
@@ -377,6 +377,11 @@ def default_cache_dir() -> str:
     return os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(user_folder() / "xla")
 
 
+def others_may_write(about: os.stat_result) -> bool:
+    """Whether somebody else, but root, may write to a folder: what it holds is then not to be run."""
+    return bool(about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) or about.st_uid not in (0, os.getuid())
+
+
 def user_folder() -> Path:
     """Where this user's caches of this package are; of an account without a home, in the temporary folder."""
     try:
@@ -408,7 +413,7 @@ def use_compilation_cache(folder: str | os.PathLike[str]) -> None:
             jax.config.update("jax_compilation_cache_dir", None)
             compilation_cache.reset_cache()
             return
-        if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or about.st_uid not in (0, os.getuid()):
+        if others_may_write(about):
             warnings.warn(f"others may write programs to {folder}, and they will be run", stacklevel=2)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     compilation_cache.reset_cache()  # else a folder that was in use before stays so

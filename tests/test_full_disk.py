@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -14,6 +15,7 @@ from conftest import noise_records
 from test_datasets import MAKE
 
 import spp_jax.data
+from spp_jax.buckets import Bucket
 from spp_jax.checkpoints import Checkpoints
 from spp_jax.cli import evaluate, train
 from spp_jax.config import Decoding
@@ -23,6 +25,7 @@ from spp_jax.run import journal as journal_module
 from spp_jax.run.features import Features, keep_features, kept_features
 from spp_jax.run.journal import Journal, read_journal
 from spp_jax.scoring import programs
+from spp_jax.scoring.programs import Programs
 from spp_jax.scoring.shipped import shipped
 
 FULL = r"(No space left on device|File too large)"
@@ -99,17 +102,23 @@ def test_a_journal_that_cannot_be_written_is_named_and_its_whole_lines_stay(full
     assert [line["step"] for line in read_journal(folder)] == [1]
 
 
-def test_what_is_kept_for_the_next_start_alone_stops_nothing_and_leaves_nothing_half_written(full, caplog):
+def test_what_is_kept_for_the_next_start_alone_stops_nothing_and_leaves_nothing_half_written(
+    full, caplog, monkeypatch
+):
     folder, within = full
     features = Features(np.zeros((100, 10), np.float32), {})
     ids = tuple(map(str, range(100)))
+    made = Programs(print, lambda bucket: (), most=1, key="a judge")
+    monkeypatch.setattr(programs, "executables_folder", lambda: folder)
+    monkeypatch.setattr(programs.serialize_executable, "serialize", lambda call: (bytes(5000), None, None))
+    caplog.set_level(logging.INFO)
     with within(0):
         keep_features(folder / "new" / "features.npz", ids, features)
         with pytest.raises(OSError, match=FULL):
             write_columns(folder / "index.npz", 1, {"a": np.zeros(1000)})
-        with pytest.raises(OSError, match=FULL):
-            programs._write(folder / "program", bytes(5000))
+        made._keep(Bucket((8, 8), 1), None)
     assert "features cannot be kept in" in caplog.text
+    assert "8x8x1x0.executable is not kept" in caplog.text
     assert [path for path in folder.rglob("*") if path.is_file()] == []
     keep_features(folder / "new" / "features.npz", ids, features)
     assert kept_features(folder / "new" / "features.npz", ids) is not None

@@ -11,7 +11,7 @@ from spp_jax.compilation import data_mesh
 from spp_jax.config import Decoding
 from spp_jax.data import loading
 from spp_jax.data.decoding import decode
-from spp_jax.data.loading import abstract_batch, load_batches
+from spp_jax.data.loading import OF_ANOTHER_HOST, abstract_batch, load_batches
 from spp_jax.data.records import Pairs
 from spp_jax.data.schedule import Schedule, at_scale, in_order, pair_sizes
 
@@ -91,6 +91,26 @@ def test_a_picture_that_fails_leaves_a_row_of_weight_0_and_its_reason():
     assert pictures == len(records) - 2
     assert reasons[3] == "is no picture in a format that can be read"
     assert reasons[5].startswith("is 19x200 pixels (height x width), but was recorded as")
+
+
+def test_a_host_knows_which_pictures_were_read_and_why_its_own_were_not():
+    bad = {3: b"no picture", 5: b"", 30: b"no picture"}
+    records = dataclasses.replace(RECORDS, photo=lambda i: bad.get(i, RECORDS.photo(i)))
+    specs = in_order(records.sizes, PLAN)
+    first, second = ([*load_batches(records, specs, devices=2, host=host, hosts=2)] for host in (0, 1))
+    told = {}
+    for one, two in zip(first, second, strict=True):
+        weights = np.concatenate([one.batch.weights, two.batch.weights])
+        rows, members = one.read(weights)
+        assert dict(zip(rows.tolist(), members.tolist(), strict=True)) == {
+            row: index for row, index in enumerate(one.spec.rows) if index not in bad
+        }
+        assert one.unread(weights) == {
+            index: one.failed.get(index, OF_ANOTHER_HOST) for index in sorted(one.spec.rows) if index in bad
+        }
+        for loaded in (one, two):
+            told |= {index: why for index, why in loaded.unread(weights).items() if why != OF_ANOTHER_HOST}
+    assert told.keys() == bad.keys()
 
 
 def test_decoding_runs_a_bounded_way_ahead_and_its_threads_end_with_the_consumer():

@@ -14,6 +14,7 @@ import spp_jax.models
 from spp_jax import Padded, create_model, list_models, pad_batch
 from spp_jax.config import RunConfig
 from spp_jax.data.loading import Batch
+from spp_jax.models.abstract import without_values
 from spp_jax.models.weights import flat_names, from_torchvision, take_variables
 from spp_jax.testing import padded_tensors, relative_errors
 from spp_jax.training import configured_training, train_step
@@ -37,6 +38,16 @@ SLOW = [pytest.param(name, marks=pytest.mark.slow) if name != "alexnet" else nam
 @functools.cache
 def abstract(name: str):
     return nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("name", ["compact", "alexnet", "efficientnet_lite0"])
+def test_a_network_without_values_has_the_variables_of_one_with_them(name):
+    def described(model):
+        return {path: (leaf.shape, leaf.dtype) for path, leaf in nnx.to_flat_state(nnx.state(model))}
+
+    found = without_values(lambda rngs: create_model(name, rngs=rngs))
+    assert described(found) == described(abstract(name))
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(nnx.state(found)))
 
 
 def test_each_network_but_compact_is_compared_with_what_was_published():

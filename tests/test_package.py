@@ -104,13 +104,13 @@ ROOMS = (
     ("config",),
     ("pooling", "padded", "buckets", "metrics", "addresses"),
     ("registry",),
-    ("errors", "names"),
+    ("errors", "names", "whole_files"),
 )
 """Folders and files of spp_jax, from top to bottom: a room imports those of lower rows, not of its own."""
 
 KNOWS: dict[str, set[str]] = {
     "layers": {"depthwise", "padded", "pooling"},
-    "compilation": {"buckets", "padded", "config", "errors"},
+    "compilation": {"buckets", "padded", "config", "errors", "whole_files"},
     "checkpoints": {"buckets", "addresses", "config", "registry", "errors"},
     "pooling": set(),
     "padded": set(),

@@ -56,6 +56,12 @@ def test_a_copy_keeps_its_time(tmp_path, folder):
     assert not (folder / "x.jpg").is_symlink()
 
 
+@pytest.mark.parametrize("name", ["x" * 251 + ".jpg", "\u5199" * 85, os.fsdecode(b"\xff" * 255)], ids=len)
+def test_a_name_may_be_as_long_as_names_are(tmp_path, folder, name):
+    assert copy_into(photo(tmp_path, name, b"x"), folder)
+    assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [(name, b"x")]
+
+
 def test_a_photograph_at_an_address_is_copied(bucket, tmp_path, folder):
     from spp_jax.addresses import path_at
 

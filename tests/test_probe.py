@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from typing import Any
 
 import numpy as np
@@ -296,6 +297,23 @@ def test_kept_features_serve_every_fold_and_both_images(probed, monkeypatch):
     other = prepare(dataclasses.replace(job.config, fold=1), folder)
     result = spp_jax.run.probe.run_probe(other, folder / "second", features_dir=folder / "features")
     assert result.figures.count == len(other.parts["test"])
+
+
+def test_what_a_run_will_do_is_said_in_two_lines(probed, tmp_path, caplog):
+    from spp_jax.run.probe import run_probe
+
+    folder, job, _ = probed
+    caplog.set_level(logging.INFO)
+    run_probe(job, tmp_path / "run", features_dir=folder / "features")
+    device = f"on {job.mesh.size} {job.mesh.devices.flat[0].device_kind}"
+    counts = [len(job.parts[split]) for split in ("train", "validation", "test")]
+    assert sum(counts) == 24
+    first = "folder, fold 0: {} train, {} validation, {} test pictures\n".format(*counts)
+    first += f"{folder}/own.py:small, "
+    assert f"{first}a head over features that stay as they are; 1 bucket; {device}" in caplog.messages
+    assert str(job).startswith(f"{first}pyramid (1,): {job.total_steps} steps of about ")
+    assert " pictures; 1 bucket, " in str(job)
+    assert str(job).endswith(f"% of the pixels are padding; {device}")
 
 
 def test_parameters_of_few_bits_are_near_and_take_less_space(probed, tmp_path):

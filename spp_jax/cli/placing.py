@@ -1,6 +1,5 @@
 """Files put beside others: whole or not at all, and never in another's place."""
 
-import contextlib
 import filecmp
 import itertools
 import os
@@ -9,13 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from spp_jax.addresses import is_address, stamp
+from spp_jax.whole_files import part_beside, written_whole
 
 __all__ = ["copy_into", "link_into", "replace_file", "write_new"]
 
 
 def write_new(path: Path, content: bytes) -> bool:
     """Write a file that is not there; whether it was not."""
-    with _partial(path) as part:
+    with part_beside(path) as part:
         part.write_bytes(content)
         return _settle(part, path)
 
@@ -23,10 +23,9 @@ def write_new(path: Path, content: bytes) -> bool:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file that is there, with its permissions; of a link, the file that it leads to."""
     path = Path(os.path.realpath(path))
-    with _partial(path) as part:
+    with written_whole(path) as part:
         part.write_bytes(content)
         shutil.copymode(path, part)
-        os.replace(part, path)
 
 
 def copy_into(photo: Path, folder: Path) -> bool:
@@ -35,7 +34,7 @@ def copy_into(photo: Path, folder: Path) -> bool:
     Returns:
         Whether it was copied: not where an equal one is there already.
     """
-    with _partial(folder / photo.name) as part:
+    with part_beside(folder / photo.name) as part:
         for target in _names(folder, photo.name):
             if os.path.lexists(target):
                 if _equal(photo, target):
@@ -81,16 +80,6 @@ def _copy(photo: Path, target: Path) -> None:
         return
     with photo.open("rb") as source, target.open("wb") as file:
         shutil.copyfileobj(source, file)
-
-
-@contextlib.contextmanager
-def _partial(path: Path) -> Iterator[Path]:
-    """Where a file is written before it has its name."""
-    part = path.with_name(f".{path.name[:200]}.{os.getpid()}.part")
-    try:
-        yield part
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _settle(part: Path, path: Path) -> bool:

@@ -5,7 +5,6 @@ import datetime
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from spp_jax.addresses import stamp
 from spp_jax.errors import UsageError
 from spp_jax.names import cell, guarded
 from spp_jax.scoring import Entry
+from spp_jax.whole_files import write_whole, written_whole
 
 __all__ = ["ScoreFile"]
 
@@ -85,7 +85,7 @@ class ScoreFile:
         self._file: TextIO | None = None
 
     def __enter__(self) -> "ScoreFile":
-        self._write_all(self._lines, self._text(self._rows.values()))
+        write_whole(self._lines, self._text(self._rows.values()).encode())
         self._file = self._lines.open("a", encoding="utf-8", newline="")
         return self
 
@@ -96,15 +96,15 @@ class ScoreFile:
             return
         shown = list(self._rows.values())
         if self._only_best:  # the lines of all, without those that others stand for now
-            self._write_all(self._all, self._text(shown))
+            write_whole(self._all, self._text(shown).encode())
             shown = [self._rows[key] for key in self._best or ()]
         in_order = [{name: row.get(name) for name in self._columns} for row in shown]
         if self.path.suffix == ".parquet":
             self._write_parquet(in_order)
         elif self.path.suffix == ".json":
-            self._write_all(self.path, json.dumps(in_order, indent=1) + "\n")
+            write_whole(self.path, (json.dumps(in_order, indent=1) + "\n").encode())
         else:
-            self._write_all(self.path, self._text(shown))
+            write_whole(self.path, self._text(shown).encode())
         for file in (self._part, *(() if self._only_best else (self._all,))):
             file.unlink(missing_ok=True)
 
@@ -239,15 +239,8 @@ class ScoreFile:
         kinds |= {"percentile": arrow.float64(), "pick": arrow.bool_()}
         kinds |= dict.fromkeys(("rank", "series", *_NUMBERS, "bytes", "changed"), arrow.int64())
         table = arrow.Table.from_pylist(rows, arrow.schema(list(kinds.items())))
-        part = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        arrow.parquet.write_table(table, part)
-        os.replace(part, self.path)
-
-    def _write_all(self, path: Path, lines: str) -> None:
-        """Whole or not at all."""
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(lines, encoding="utf-8")
-        os.replace(part, path)
+        with written_whole(self.path) as part:
+            arrow.parquet.write_table(table, part)
 
 
 def _pyarrow(path: Path) -> Any:

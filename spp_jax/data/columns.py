@@ -1,9 +1,10 @@
 """Columns of facts about a collection in one file, which may be lost or damaged at no harm."""
 
-import os
 from pathlib import Path
 
 import numpy as np
+
+from spp_jax.whole_files import written_whole
 
 __all__ = ["read_columns", "write_columns"]
 
@@ -31,11 +32,6 @@ def write_columns(path: Path, form: int, columns: dict[str, np.ndarray]) -> None
     Raises:
         OSError: it cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}")
     everything: dict = {**columns, _FORMAT: np.array(form)}
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **everything)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with written_whole(path) as part, part.open("wb") as file:
+        np.savez(file, **everything)

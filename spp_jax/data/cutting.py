@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, ImageOps, JpegImagePlugin
 
 from spp_jax.addresses import is_address, path_at
 from spp_jax.data.unreadable import UnreadableError
+from spp_jax.whole_files import written_whole
 
 __all__ = ["ENDINGS", "cut"]
 
@@ -34,12 +35,8 @@ def cut(photo: str | os.PathLike, box: tuple[int, int, int, int], out: Path) -> 
     """
     given = path_at(photo).read_bytes() if is_address(photo) else Path(photo).read_bytes()
     part, options = _part(given, box, out.suffix.lower() in (".jpg", ".jpeg"))
-    file = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    with written_whole(out) as file:
         part.save(file, Image.registered_extensions()[out.suffix.lower()], **options)
-        os.replace(file, out)
-    finally:
-        file.unlink(missing_ok=True)
 
 
 def _part(given: bytes, box: tuple[int, int, int, int], jpeg: bool) -> tuple[Image.Image, dict[str, Any]]:

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import hashlib
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,8 +12,8 @@ import numpy as np
 
 from spp_jax.addresses import is_address, stamp
 from spp_jax.config import Decoding
-from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import UnreadableError, decode
+from spp_jax.data.remembered import Key, key_of, read_facts, write_facts
 from spp_jax.errors import UsageError
 
 __all__ = ["alike_pairs", "equal_files", "joined", "look_alikes", "look_of", "needs_imagehash"]
@@ -138,13 +137,11 @@ def look_of(path: Path, limits: Decoding = _SMALL) -> str:
 
 def _remembered(paths: Sequence[Path], cache: Path, find: Callable[[Path], str]) -> list[str]:
     """What ``find`` gives for each file, which need not be read again while it stays as it is."""
-    kept = read_columns(cache, _FORM) or {"name": [], "about": np.zeros((0, 2)), "found": []}
-    rows = zip(*(np.asarray(kept[name]).tolist() for name in ("name", "about", "found")), strict=True)
-    known = {(name, *about): found for name, about, found in rows}
+    known = read_facts(cache, _FORM, "found")
 
-    def one(path: Path) -> tuple[tuple[str, int, int], str]:
+    def one(path: Path) -> tuple[Key, str]:
         try:
-            key = (os.path.relpath(path, cache.parent), *stamp(path))
+            key = key_of(path, cache)
         except Exception:  # each file system has errors of its own; scanning says so
             return ("", 0, 0), ""
         return key, known[key] if key in known else find(path)
@@ -153,13 +150,8 @@ def _remembered(paths: Sequence[Path], cache: Path, find: Callable[[Path], str])
         pairs = list(pool.map(one, paths))
     found = dict(pairs)
     if found != known and found:
-        columns = {
-            "name": np.array([key[0] for key in found], str),
-            "about": np.array([key[1:] for key in found], np.int64).reshape(-1, 2),
-            "found": np.array(list(found.values()), str),
-        }
         try:
-            write_columns(cache, _FORM, columns)
+            write_facts(cache, _FORM, "found", found, np.array(list(found.values()), str))
         except OSError as error:
             _log.warning(f"which files are equal is not kept for the next start: {error}")
     return [text for _, text in pairs]

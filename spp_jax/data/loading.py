@@ -56,6 +56,20 @@ class Loaded(NamedTuple):
     batch: Batch
     failed: dict[int, str]
 
+    def read(self, weights: jax.Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The batch's rows that hold a picture, and the records that these are of, int ``[read]`` each.
+
+        Args:
+            weights: of the whole batch, ``[batch]``, so of all hosts' shares.
+        """
+        rows = np.flatnonzero(np.asarray(weights))
+        return rows, np.asarray(self.spec.rows)[rows]
+
+    def unread(self, weights: jax.Array | np.ndarray) -> dict[int, str]:
+        """Why each of the other records has no row, by its index; ``weights``: as for :meth:`read`."""
+        missing = sorted(set(self.spec.rows) - set(self.read(weights)[1].tolist()))
+        return {index: self.failed.get(index, OF_ANOTHER_HOST) for index in missing}
+
 
 def abstract_batch(bucket: Bucket, mesh: Mesh, records: Records | None = None) -> Batch:
     """Shapes, dtypes and shardings of a bucket's batches, to compile for.

@@ -1,7 +1,6 @@
 """Sizes of a collection from the headers of its files alone, remembered beside the data."""
 
 import logging
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from spp_jax.addresses import stamp
 from spp_jax.config import ANY_SIZE, Decoding
-from spp_jax.data.columns import read_columns, write_columns
 from spp_jax.data.decoding import UnreadableError, photo_size
+from spp_jax.data.remembered import Key, key_of, read_facts, write_facts
 
 __all__ = ["scan_sizes"]
 
@@ -36,16 +34,15 @@ def scan_sizes(paths: Sequence[Path], decoding: Decoding, cache: Path) -> tuple[
     Returns:
         Sizes, int64 ``[n, 2]``, 0 where a picture cannot be read; and the reasons, by index.
     """
-    known = _read(cache)
+    known = {key: (height, width) for key, (height, width) in read_facts(cache, _FORM, "size").items()}
 
-    def scan(path: Path) -> tuple[tuple[str, int, int], tuple[int, int] | str]:
+    def scan(path: Path) -> tuple[Key, tuple[int, int] | str]:
         try:
-            about = stamp(path)
+            key = key_of(path, cache)
         except (FileNotFoundError, ValueError):  # or a name that no file can have
             return ("", 0, 0), "there is no such file"
         except Exception as error:  # each file system has errors of its own
             return ("", 0, 0), f"cannot be reached: {' '.join(str(error).split())}"
-        key = (os.path.relpath(path, cache.parent), *about)
         if key in known:
             return key, known[key]
         try:
@@ -58,7 +55,8 @@ def scan_sizes(paths: Sequence[Path], decoding: Decoding, cache: Path) -> tuple[
     def keep(all_known: dict) -> None:
         if all_known != known:
             try:
-                _write(cache, all_known)
+                kept = np.array(list(all_known.values()), np.int64).reshape(-1, 2)
+                write_facts(cache, _FORM, "size", all_known, kept)
             except OSError as error:
                 _log.warning(f"sizes are not kept for the next start: {error}")
 
@@ -81,19 +79,3 @@ def scan_sizes(paths: Sequence[Path], decoding: Decoding, cache: Path) -> tuple[
             raise
     keep(found)
     return sizes, reasons
-
-
-def _read(cache: Path) -> dict[tuple[str, int, int], tuple[int, int]]:
-    kept = read_columns(cache, _FORM) or {"name": [], "about": np.zeros((0, 2)), "size": np.zeros((0, 2))}
-    names, files, sizes = (np.asarray(kept[name]).tolist() for name in ("name", "about", "size"))
-    rows = zip(names, files, sizes, strict=True)
-    return {(name, length, date): (height, width) for name, (length, date), (height, width) in rows}
-
-
-def _write(cache: Path, found: dict[tuple[str, int, int], tuple[int, int]]) -> None:
-    columns = {
-        "name": np.array([name for name, _, _ in found], str),
-        "about": np.array([key[1:] for key in found], np.int64).reshape(-1, 2),
-        "size": np.array(list(found.values()), np.int64).reshape(-1, 2),
-    }
-    write_columns(cache, _FORM, columns)

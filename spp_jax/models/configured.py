@@ -7,7 +7,6 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -15,6 +14,7 @@ from spp_jax.config import RunConfig
 from spp_jax.errors import UsageError
 from spp_jax.layers import SpatialPyramidPool
 from spp_jax.models import MODELS, create_model
+from spp_jax.models.abstract import without_values
 from spp_jax.pooling import reductions
 from spp_jax.pooling.bins import rule_named
 from spp_jax.registry import Registry
@@ -50,13 +50,6 @@ def build_model(config: RunConfig, outputs: int, rngs: nnx.Rngs | None = None) -
     return model
 
 
-class _OneKey(nnx.RngStream):
-    """Gives the same key each time: nobody reads what is drawn with it."""
-
-    def __call__(self) -> jax.Array:
-        return self.key[...]
-
-
 def abstract_model(config: RunConfig, outputs: int) -> Any:
     """The network of a run without values: each variable is a `jax.ShapeDtypeStruct`.
 
@@ -71,14 +64,7 @@ def abstract_model(config: RunConfig, outputs: int) -> Any:
 
         graph, variables = nnx.split(abstract_model(config, 1))
     """
-
-    def build() -> Any:
-        rngs = nnx.Rngs()
-        # A key of its own for each of some hundred variables is most of the time that this takes.
-        rngs.default = _OneKey(0, tag="default")  # pyright: ignore[reportAttributeAccessIssue]
-        return build_model(config, outputs, rngs)
-
-    return nnx.eval_shape(build)
+    return without_values(lambda rngs: build_model(config, outputs, rngs))
 
 
 def _cut_by(rule: str, model: nnx.Module) -> None:

@@ -9,6 +9,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from spp_jax.layers import BatchNorm, Conv, DepthwiseConv
+from spp_jax.models.abstract import without_values
 from spp_jax.models.sppnet import (
     Classifier,
     LinearHead,
@@ -189,7 +190,7 @@ def efficientnet_lite(
         )
 
     # Shapes alone, where every variable is replaced: drawing numbers compiles a program for each shape.
-    body = nnx.eval_shape(lambda: make_body(nnx.Rngs(0))) if pretrained else make_body(rngs)
+    body = without_values(make_body) if pretrained else make_body(rngs)
     model = SPPNet(
         body, make_head, features=_LAST, levels=levels, reduce=reduce, maps=maps, mean=_MEAN, std=_STD
     )

@@ -1,10 +1,8 @@
 """What a probe is fitted on: features of every picture, worked out once and kept on the disk."""
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +16,10 @@ from jax.sharding import Mesh
 from spp_jax.buckets import BucketPlan
 from spp_jax.compilation import BucketExecutables, abstract, replicated
 from spp_jax.config import RunConfig
-from spp_jax.data.loading import OF_ANOTHER_HOST, Batch, abstract_batch, load_batches, put
+from spp_jax.data.loading import Batch, abstract_batch, load_batches, put
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import in_order
+from spp_jax.whole_files import written_whole
 
 __all__ = ["Features", "features_key", "features_of", "features_program", "keep_features", "kept_features"]
 
@@ -94,16 +93,15 @@ def features_of(
     specs = in_order(records.sizes, plan, mirrored=np.full(n, mirrored))
     for _ in program.compile_all(spec.bucket for spec in specs):  # several at a time
         pass
-    for spec, batch, reasons in load_batches(records, specs, devices=mesh.size):
-        found = np.asarray(jax.device_get(program[spec.bucket].call(variables, put(batch, mesh))))
-        rows = np.flatnonzero(np.asarray(batch.weights))
+    for loaded in load_batches(records, specs, devices=mesh.size):
+        call, weights = program[loaded.spec.bucket].call, loaded.batch.weights
+        found = np.asarray(jax.device_get(call(variables, put(loaded.batch, mesh))))
+        rows, members = loaded.read(weights)
         if values is None:
             values = np.full((n, found.shape[1]), np.nan, np.float32)
-        members = np.asarray(spec.rows)[rows]
         values[members] = found[rows]
-        missing = sorted(set(spec.rows) - set(members.tolist()))
-        failed |= {records.ids[index]: reasons.get(index, OF_ANOTHER_HOST) for index in missing}
-        progress(len(spec.rows))
+        failed |= {records.ids[index]: reason for index, reason in loaded.unread(weights).items()}
+        progress(len(loaded.spec.rows))
     return Features(np.zeros((0, 0), np.float32) if values is None else values, failed)
 
 
@@ -140,11 +138,10 @@ def kept_features(path: Path, ids: tuple[str, ...]) -> Features | None:
 
 def keep_features(path: Path, ids: tuple[str, ...], features: Features) -> None:
     """Write a file that :func:`kept_features` reads; it appears under its name only when complete."""
-    part = path.with_suffix(f".{os.getpid()}.part")
     names, reasons = list(features.failed), list(features.failed.values())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with written_whole(path) as part, part.open("wb") as file:
             np.savez(
                 file,
                 values=features.values,
@@ -152,8 +149,5 @@ def keep_features(path: Path, ids: tuple[str, ...], features: Features) -> None:
                 failed=np.array(names, str),
                 reasons=np.array(reasons, str),
             )
-        os.replace(part, path)
     except OSError as error:  # the run goes on: they are only worked out anew next time
         _log.warning(f"features cannot be kept in {path}: {error}")
-        with contextlib.suppress(OSError):
-            part.unlink()

@@ -60,14 +60,24 @@ class Job:
         return len(self.skipped) + sum(map(len, self.parts.values()))
 
     def __str__(self) -> str:
-        schedule, device = self.schedule, self.mesh.devices.flat[0]
+        schedule, levels = self.schedule, self.config.levels
+        steps = f"{self.total_steps} steps of about {schedule.mean_batch:.1f} pictures"
+        padding = f", {schedule.waste:.1%} of the pixels are padding"
+        return self.described(f"pyramid {levels}: {steps}", len(schedule.buckets), padding)
+
+    def described(self, work: str, buckets: int, padding: str = "") -> str:
+        """What a run learns from, and how and on what, in two lines.
+
+        Args:
+            work: what is done with the network.
+            buckets: in how many.
+            padding: what is said of them.
+        """
         counts = ", ".join(f"{len(records)} {split}" for split, records in self.parts.items())
-        buckets = f"{len(schedule.buckets)} bucket{'s' * (len(schedule.buckets) > 1)}"
         return (
             f"{self.config.data}, fold {self.config.fold}: {counts} pictures\n"
-            f"{self.config.model}, pyramid {self.config.levels}: {self.total_steps} steps of about "
-            f"{schedule.mean_batch:.1f} pictures; {buckets}, {schedule.waste:.1%} "
-            f"of the pixels are padding; on {self.mesh.size} {device.device_kind}"
+            f"{self.config.model}, {work}; {buckets} bucket{'s' * (buckets > 1)}{padding}; "
+            f"on {self.mesh.size} {self.mesh.devices.flat[0].device_kind}"
         )
 
     def epoch(self) -> dict[Bucket, tuple[int, int]]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from spp_jax.addresses import is_address, writing
 from spp_jax.names import cell
+from spp_jax.whole_files import write_whole
 
 __all__ = ["Journal", "draw_curves", "read_journal", "write_skipped"]
 
@@ -49,10 +50,8 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         if is_address(folder):
             return
-        whole = self._path.with_suffix(".tmp")
-        with writing(whole):
-            whole.write_text(self._text())
-        os.replace(whole, self._path)
+        with writing(self._path):
+            write_whole(self._path, self._text().encode())
         self._file = self._path.open("a")
         self._board = _Board(folder / "tensorboard", step)
 

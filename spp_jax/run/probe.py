@@ -108,7 +108,8 @@ def run_probe(job: Job, folder: Path, *, features_dir: Path = FEATURES) -> Probe
 def _run(job: Job, folder: Path, features_dir: Path) -> ProbeResult:
     """Features, fit and what is written."""
     config = job.config
-    _log.info(_described(job))
+    work = "a head over features that stay as they are"
+    _log.info(job.described(work, len(job.schedule.plan.buckets)))
     state, graph = _network(job)
     every, rows = _joined(job.parts)
     images = _images(job, graph, state, every, features_dir)
@@ -129,16 +130,6 @@ def _run(job: Job, folder: Path, features_dir: Path) -> ProbeResult:
     if skipped:
         write_skipped(folder / "skipped.csv", skipped)
     return ProbeResult(parts["test"], probe, skipped)
-
-
-def _described(job: Job) -> str:
-    counts = ", ".join(f"{len(records)} {split}" for split, records in job.parts.items())
-    buckets, device = len(job.schedule.plan.buckets), job.mesh.devices.flat[0].device_kind
-    return (
-        f"{job.config.data}, fold {job.config.fold}: {counts} pictures\n"
-        f"{job.config.model}, a head over features that stay as they are; "
-        f"{buckets} bucket{'s' * (buckets > 1)}; on {job.mesh.size} {device}"
-    )
 
 
 def _network(job: Job) -> tuple[TrainState, nnx.GraphDef]:

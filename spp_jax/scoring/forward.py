@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from spp_jax.buckets import BucketPlan
 from spp_jax.compilation import BucketExecutables, abstract, placements, replicated
-from spp_jax.data.loading import OF_ANOTHER_HOST, Batch, abstract_batch, load_batches, put
+from spp_jax.data.loading import Batch, abstract_batch, load_batches, put
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import in_order
 from spp_jax.training.losses import Loss
@@ -97,19 +97,18 @@ def score_records(
     specs = in_order(records.sizes, plan, pairs=records.pair_rows)
     for _ in forward.compile_all(spec.bucket for spec in specs):  # several at a time
         pass
-    for spec, batch, failed in load_batches(records, specs, devices=mesh.size):
-        judged = jax.device_get(forward[spec.bucket].call(variables, put(batch, mesh)))
-        rows = np.flatnonzero(judged.weights)  # the others could not be read
+    for loaded in load_batches(records, specs, devices=mesh.size):
+        program = forward[loaded.spec.bucket]
+        judged = jax.device_get(program.call(variables, put(loaded.batch, mesh)))
+        rows, members = loaded.read(judged.weights)
         if not np.isfinite(judged.scores[rows]).all():
             raise FloatingPointError("the model gives scores that are no numbers: its training diverged")
-        members = np.asarray(spec.rows)[rows]
         if scores is None:
             scores = np.full((n, *judged.scores.shape[1:]), np.nan, np.float32)
         scores[members] = judged.scores[rows]
         np.add.at(sums, members, judged.losses[rows])
         np.add.at(seen, members, 1)
-        missing = set(spec.rows) - set(members.tolist())
-        skipped |= {index: failed.get(index, OF_ANOTHER_HOST) for index in sorted(missing)}
-        progress(len(spec.rows))
+        skipped |= loaded.unread(judged.weights)
+        progress(len(loaded.spec.rows))
     losses = np.divide(sums, seen, out=np.full(n, np.nan), where=seen > 0).astype(np.float32)
     return np.full(n, np.nan, np.float32) if scores is None else scores, losses, skipped

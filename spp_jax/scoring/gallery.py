@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import re
-import threading
 import urllib.parse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from spp_jax.scoring.gallery_page import gallery_page
 from spp_jax.scoring.page import MARK, thumbnail
 from spp_jax.scoring.scorer import Scorer
 from spp_jax.scoring.stream import Watch
+from spp_jax.whole_files import write_whole
 
 __all__ = ["BEST", "SCORES", "Gallery"]
 
@@ -105,7 +105,7 @@ class Gallery:
         def make(place: int, pixels: np.ndarray, turned: bool) -> None:
             file = self._thumb(photos[place])
             if not file.exists():
-                _write(file, thumbnail(pixels, _THUMB, turned=turned)[0])
+                write_whole(file, thumbnail(pixels, _THUMB, turned=turned)[0])
 
         return make
 
@@ -123,7 +123,7 @@ class Gallery:
             file = self._thumb(entry.path)
             if not entry.reason and not file.exists():
                 try:
-                    _write(file, thumbnail(decode(entry.path, whole), _THUMB)[0])
+                    write_whole(file, thumbnail(decode(entry.path, whole), _THUMB)[0])
                 except UnreadableError as error:  # it could be read when it was scored
                     _log.warning("%s has no thumbnail: %s", printable(entry.path), printable(error))
             progress()
@@ -184,9 +184,9 @@ class Gallery:
                 for crop in crops
             ],
         }
-        _write(file.with_suffix(".jpg"), content)
-        _write(file.with_suffix(".png"), _png(heat_map(why.map, _MAP)))
-        _write(file, json.dumps(said, allow_nan=False).encode())  # last: it says that all is there
+        write_whole(file.with_suffix(".jpg"), content)
+        write_whole(file.with_suffix(".png"), _png(heat_map(why.map, _MAP)))
+        write_whole(file, json.dumps(said, allow_nan=False).encode())  # last: it says that all is there
 
     def write(
         self,
@@ -222,7 +222,7 @@ class Gallery:
         explained = sum("why_shown" in photo for photo in photos)
         page = gallery_page(title, judge, data, skipped, explained)
         file = self.folder / "index.html"
-        _write(file, page.encode())
+        write_whole(file, page.encode())
         self._sweep(used)
         return file
 
@@ -308,16 +308,6 @@ def _key(photo: Path, digest: str = "") -> str:
         known = (0, 0)
     text = json.dumps([path, *known, digest])  # ASCII: names that are not text too
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.{threading.get_ident()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _rounded(value: Any) -> float:

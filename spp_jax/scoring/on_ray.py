@@ -124,25 +124,24 @@ class RayScorer:
                 raise SppJaxError(f"a worker failed: {_last_line(error)}") from None
 
     def _results(self, ray: Any, names: list[str]) -> Iterator[Scored]:
-        workers, _ = _placed(ray, self._workers, len(names))
-        step = max(min(_AT_ONCE, math.ceil(len(names) / (workers * _TURNS))), 1)
         told = np.zeros(len(names), bool)
-        for scored in self._pass(ray, names, np.arange(len(names)), step, retries=_RETRIES):
+        for scored in self._pass(ray, names, np.arange(len(names)), at_once=_AT_ONCE, retries=_RETRIES):
             if not told[scored.place]:
                 told[scored.place] = True
                 yield scored
         lost = np.flatnonzero(~told)  # with their worker, each time
-        for scored in self._pass(ray, names, lost, 1, retries=0) if len(lost) else ():
+        for scored in self._pass(ray, names, lost, at_once=1, retries=0) if len(lost) else ():
             told[scored.place] = True
             yield scored
         for place in np.flatnonzero(~told).tolist():
             yield Scored(place, math.nan, _ENDED)
 
     def _pass(
-        self, ray: Any, names: list[str], places: np.ndarray, step: int, *, retries: int
+        self, ray: Any, names: list[str], places: np.ndarray, *, at_once: int, retries: int
     ) -> Iterator[Scored]:
         """What workers find of these photographs; of those that they were lost with, nothing."""
         workers, resources = _placed(ray, self._workers, len(places))
+        step = min(at_once, math.ceil(len(places) / (workers * _TURNS)))
         sample = names[:: max(1, -(-len(names) // _SAMPLE))]
         with warnings.catch_warnings():  # Ray below 2.64 knows no other way to bound the retries
             warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")

@@ -15,7 +15,6 @@ import json
 import logging
 import os
 import pickle
-import stat
 import threading
 import time
 import uuid
@@ -28,7 +27,8 @@ import numpy as np
 from jax.experimental import serialize_executable
 
 from spp_jax.buckets import COMPILATION_PRICE, Bucket
-from spp_jax.compilation import Price, compile_lowered
+from spp_jax.compilation import Price, compile_lowered, others_may_write
+from spp_jax.whole_files import write_whole
 
 __all__ = ["Program", "Programs", "code_digest", "executables_folder"]
 
@@ -217,8 +217,8 @@ class Programs:
         try:
             payload, _, _ = serialize_executable.serialize(call)
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _write(path, payload)
-            _write(path.with_suffix(".bucket"), json.dumps([*bucket.shape, *bucket[1:]]).encode())
+            write_whole(path, payload)
+            write_whole(path.with_suffix(".bucket"), json.dumps([*bucket.shape, *bucket[1:]]).encode())
             self._known.add(bucket)
         except (OSError, ValueError, NotImplementedError, RuntimeError) as error:  # not every backend can
             _log.info("%s is not kept: %s", path, " ".join(str(error).split())[:200])
@@ -249,7 +249,7 @@ def executables_folder() -> Path | None:
         about = path.stat()
     except OSError:
         return None
-    if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or about.st_uid not in (0, os.getuid()):
+    if others_may_write(about):
         return None
     return path / "executables"
 
@@ -292,18 +292,6 @@ def _processor() -> str:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, also where several processes write it."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
-    try:
-        part.write_bytes(data)
-        os.replace(part, path)
-    except OSError:  # a disk that is full is not to be filled further
-        part.unlink(missing_ok=True)
-        raise
 
 
 def make_all(programs: Programs, buckets: Iterable[Bucket]) -> list[Program]:

@@ -470,14 +470,13 @@ class Scorer:
         scores, skipped = np.full((len(records), *several), np.nan, np.float32), {}
         specs = in_order(records.sizes, plan)
         make_all(self._programs, (spec.bucket for spec in specs))
-        for spec, batch, failed in load_batches(records, specs, devices=self._mesh.size):
-            images = put(batch.images, self._mesh)
-            found = self._scores(self._programs[spec.bucket].call(self.leaves, images))
-            rows = np.flatnonzero(np.asarray(batch.weights))
-            members = np.asarray(spec.rows)[rows]
+        for loaded in load_batches(records, specs, devices=self._mesh.size):
+            images = put(loaded.batch.images, self._mesh)
+            found = self._scores(self._programs[loaded.spec.bucket].call(self.leaves, images))
+            rows, members = loaded.read(loaded.batch.weights)
             scores[members] = _sound(found[rows])
-            skipped |= failed
-            progress(len(spec.rows))
+            skipped |= loaded.failed
+            progress(len(loaded.spec.rows))
         return scores, skipped
 
     def _sample(self, photos: list[Photo]) -> list[Photo]:

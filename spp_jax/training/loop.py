@@ -8,7 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from spp_jax.compilation import BucketExecutables
-from spp_jax.data.loading import OF_ANOTHER_HOST, load_batches, put
+from spp_jax.data.loading import load_batches, put
 from spp_jax.data.records import Records
 from spp_jax.data.schedule import Schedule
 from spp_jax.training.step import TrainState
@@ -49,8 +49,8 @@ def fit(
         FloatingPointError: a loss or a gradient is not finite; names the step, its bucket and its pictures.
     """
     batches = load_batches(records, schedule.steps(start, stop), devices=mesh.size)
-    for done, (spec, batch, failed) in enumerate(batches, start + 1):
-        on_device = put(batch, mesh)
+    for done, loaded in enumerate(batches, start + 1):
+        spec, on_device = loaded.spec, put(loaded.batch, mesh)
         with jax.transfer_guard("disallow"):
             state, sums = executables[spec.bucket].call(state, on_device)
         *sums, weights = jax.device_get(sums)
@@ -67,11 +67,7 @@ def fit(
             "accuracy": correct / max(pictures, 1),
             "grad_norm": grad_norm,
             "pictures": int(pictures),
-            "failed": {
-                index: failed.get(index, OF_ANOTHER_HOST)
-                for index, weight in zip(spec.rows, weights, strict=False)
-                if not weight
-            },
+            "failed": loaded.unread(weights),
         }
         if after_step(done, state, metrics):
             break
