@@ -296,6 +296,7 @@ def folder(files: list[Path], model: str, options: Options) -> list[dict[str, An
             for i in range(0, len(files), 8)
         ]
     true = sum(int(np.prod(decode(path, scorer.config.decoding).shape[:2])) for path in files)
+    ways["Scorer.score([photo])"]()  # what single calls compile besides
     computed = counted_pixels(scorer, lambda: scorer.score(files))
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(options.rounds):
