@@ -123,7 +123,8 @@ def _reading_windows(forms: tuple, monoid: Monoid, *, levels: Levels, axes: tupl
     join = functools.partial(join_bins, monoid=monoid, levels=levels, axes=axes)
     seams = any(plan.seams for plan in axes)  # a grid of more states than there are bins: not kept
     kept = join if seams else lambda states: states
-    read = read_grid(tuple(functools.partial(form, kept=kept) for form in forms), monoid, axes)
+    cpu, tpu, default = (functools.partial(form, kept=kept) for form in forms)
+    read = read_grid((cpu, tpu, default), monoid, axes)
 
     @_folding_vmap
     def read_and_join(state: PyTree, starts: Boxes, lengths: Boxes) -> PyTree:
