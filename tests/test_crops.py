@@ -63,6 +63,30 @@ def test_each_shape_has_its_best_crop_before_any_has_a_second():
     assert [c.score for c in best_crops(boxes, scores, 0.5, 3)] == [0.9, 0.8, 0.1]
 
 
+def test_photographs_that_fit_into_a_rung_there_is_share_its_programs_and_have_their_own_scores(monkeypatch):
+    scorer = Scorer(create_model("compact", rngs=nnx.Rngs(0)))
+    photos = [noise(size, seed) for seed, size in enumerate([(128, 96), (90, 110), (61, 127), (64, 64)])]
+    expected = scorer.score(photos)
+    found = []
+    for photo in photos:
+        found += scorer.score_boxes(photo, [[0, 0, photo.shape[1], photo.shape[0]]]).tolist()
+        monkeypatch.setattr(scorer, "_home", None)  # which would give each the rung that holds it closest
+    assert len(scorer._regions._windows) == len(scorer._regions._see) == 1
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_photograph_goes_to_no_rung_that_it_would_leave_mostly_empty_or_that_does_not_hold_it():
+    scorer = Scorer(create_model("compact", rngs=nnx.Rngs(0)))
+    scorer.score_boxes(noise((128, 96)), [[0, 0, 96, 128]])
+    (bucket,) = scorer._regions._windows.had()
+    high, wide = bucket.shape
+    home = scorer._regions.home
+    assert home((high, wide)) == (bucket.shape, False)
+    assert home((wide, high)) == (bucket.shape, high != wide)
+    assert home((high // 2, wide // 2 - 1)) is None
+    assert home((high + wide, 4)) is None
+
+
 def test_a_second_start_finds_the_programs_of_crops_and_explanations_and_compiles_none(tmp_path):
     code = """
 import sys, numpy as np

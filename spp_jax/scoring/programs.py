@@ -109,6 +109,11 @@ class Programs:
                 future.set_exception(error)
         return future.result()
 
+    def had(self) -> set[Bucket]:
+        """The buckets whose executables are in memory or on the disk."""
+        with self._lock:
+            return {*self._made, *self.prices()}
+
     def prices(self) -> dict[Bucket, float]:
         """What reading costs, in pixels, of each executable that is on the disk."""
         folder = self._folder

@@ -1,7 +1,8 @@
 """One photograph's feature maps, kept, and the head over any windows of them.
 
 The convolutions run once a photograph; a region then costs its pooling and the head. Programs are compiled
-for the shapes of the Scorer's rungs, two to a rung, and one for the head: never one for a photograph.
+for the shapes of the Scorer's rungs, two to a rung, and one for the head: never one for a photograph. One
+that fits into a rung there are programs of goes there, though another would hold it more closely.
 """
 
 import functools
@@ -31,6 +32,7 @@ __all__ = ["Judged", "Regions", "Seen", "checked_boxes"]
 _NUMBERS = 2**23  # pooled at once, over all windows of a chunk
 _CHUNKS = (16, 512)  # windows at least and at most
 _VECTORS = 64  # that the head judges in one call
+_ROOMY = 4  # times a photograph's pixels: what is computed sooner than a rung of its own is compiled
 
 
 class Seen(NamedTuple):
@@ -137,6 +139,27 @@ class Regions:
         if isinstance(self.network.head, LinearHead | QuadraticHead):
             return np.asarray(self.network.head.mean[...], np.float32)
         return np.zeros(self.network.num_features, np.float32)
+
+    def home(self, size: tuple[int, int]) -> tuple[tuple[int, int], bool] | None:
+        """The rung that there are programs of and that holds a photograph, and whether it lies turned there.
+
+        The least such; None where it would be mostly empty, or there is none. Compiling for a rung takes as
+        long as many photographs do.
+
+        Args:
+            size: (height, width) of the photograph.
+        """
+        height, width = size
+        fits = []
+        for bucket in self._windows.had():
+            high, wide = bucket.shape
+            if bucket != self._bucket(bucket.shape) or high * wide > _ROOMY * height * width:
+                continue
+            if height <= high and width <= wide:
+                fits.append((bucket.shape, False))
+            elif self._either and width <= high and height <= wide:
+                fits.append((bucket.shape, True))
+        return min(fits, key=lambda fit: (fit[0][0] * fit[0][1], fit), default=None)
 
     def see(self, ready: Ready) -> Seen:
         """Run the convolutions over one photograph."""

@@ -354,10 +354,15 @@ class Scorer:
 
     def _seen(self, photo: Photo) -> Seen:
         self._check_process()
-        found = read_photo(one_photo(photo), self.config.decoding, self.min_size, self._home)
+        regions = self._regions
+
+        def home(size: tuple[int, int]) -> tuple[Shape, bool]:
+            return regions.home(size) or self._home(size)
+
+        found = read_photo(one_photo(photo), self.config.decoding, self.min_size, home)
         if isinstance(found, str):
             raise UnreadableError(found)
-        return self._regions.see(found)
+        return regions.see(found)
 
     def _upright_size(self, photo: Photo) -> tuple[int, int]:
         if self.config.input in ("crop", "pad"):
