@@ -18,7 +18,7 @@ import numpy as np
 from spp_jax.buckets import COMPILATION_PRICE, plan_buckets
 from spp_jax.config import Decoding
 
-__all__ = ["Ladder", "choose"]
+__all__ = ["Ladder", "choose", "least_holding", "lies_turned"]
 
 _OFTEN = (3, 2, 12, 10, 1, 3, 1)  # each of them, about
 _STEPS = 12  # of the grid to an octave: a side is rounded up by 3 % on average
@@ -91,6 +91,24 @@ def choose(
     used = free.copy()
     used[np.unique(np.where(taken, each, np.inf).argmin(axis=1))] = True
     return [shape for shape, use in zip(shapes, used, strict=True) if use]
+
+
+def least_holding(size: Shape, rungs: Iterable[Shape], *, either: bool) -> Shape | None:
+    """The rung of least area that holds a size; None where none does.
+
+    Args:
+        size: (height, width).
+        rungs: to choose from.
+        either: rungs lie across, and hold upright photographs turned.
+    """
+    height, width = sorted(size) if either else size
+    holding = [(h * w, (h, w)) for h, w in rungs if height <= h and width <= w]
+    return min(holding)[1] if holding else None
+
+
+def lies_turned(size: Shape, rung: Shape) -> bool:
+    """Whether a photograph of that size lies turned in the rung that was chosen for it."""
+    return size[0] > rung[0] or size[1] > rung[1]
 
 
 def _improved(
@@ -176,10 +194,10 @@ class Ladder:
             self._add(self._planned(np.array(self._seen), prices, price, expected=_EXPECTED))
         if not self._settled:
             self._seen.append(size)
-        home = self._least(size, self.used)
+        home = least_holding(size, self.used, either=self.either)
         if home is None:
             new = self.snapped(size, coarse=len(self.used) > 1)
-            kept = self._least(size, prices)
+            kept = least_holding(size, prices, either=self.either)
             home = kept if kept and math.prod(kept) <= _LARGER * math.prod(new) else new
             self._add([home])
         self.used[home] = self.used.pop(home)  # now the latest
@@ -194,7 +212,7 @@ class Ladder:
         """
         if not self._settled and not expected:
             return None
-        home = self._least(size, self.used)
+        home = least_holding(size, self.used, either=self.either)
         if home is not None:
             self.used[home] = self.used.pop(home)
         return home
@@ -240,11 +258,6 @@ class Ladder:
         height, width = sorted(size) if self.either else size
         tall, wide = sides[np.searchsorted(sides, (height, width))].tolist()
         return tall, wide
-
-    def _least(self, size: Shape, rungs: Iterable[Shape]) -> Shape | None:
-        height, width = sorted(size) if self.either else size
-        holding = [(h * w, (h, w)) for h, w in rungs if height <= h and width <= w]
-        return min(holding)[1] if holding else None
 
     def _whole(self, sizes: np.ndarray) -> Shape:
         """One rung that holds them all."""

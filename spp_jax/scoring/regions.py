@@ -23,6 +23,7 @@ from spp_jax.models import SPPNet
 from spp_jax.models.sppnet import Classifier, LinearHead, QuadraticHead
 from spp_jax.padded import Padded
 from spp_jax.pooling import boxes_to_windows
+from spp_jax.scoring.ladder import least_holding, lies_turned
 from spp_jax.scoring.programs import Programs
 from spp_jax.scoring.stream import Ready
 from spp_jax.training.losses import Loss
@@ -149,17 +150,14 @@ class Regions:
         Args:
             size: (height, width) of the photograph.
         """
-        height, width = size
-        fits = []
-        for bucket in self._windows.had():
-            high, wide = bucket.shape
-            if bucket != self._bucket(bucket.shape) or high * wide > _ROOMY * height * width:
-                continue
-            if height <= high and width <= wide:
-                fits.append((bucket.shape, False))
-            elif self._either and width <= high and height <= wide:
-                fits.append((bucket.shape, True))
-        return min(fits, key=lambda fit: (fit[0][0] * fit[0][1], fit), default=None)
+        most, had = _ROOMY * size[0] * size[1], self._windows.had()
+        rungs = [
+            (height, width) for height, width in (bucket.shape for bucket in had) if height * width <= most
+        ]
+        rung = least_holding(
+            size, [shape for shape in rungs if self._bucket(shape) in had], either=self._either
+        )
+        return None if rung is None else (rung, lies_turned(size, rung))
 
     def see(self, ready: Ready) -> Seen:
         """Run the convolutions over one photograph."""
@@ -175,7 +173,8 @@ class Regions:
         height, width = ready.size
         size = (width, height) if ready.turned else (height, width)
         maps = jax.device_put(maps, replicated(self._mesh))
-        self._maps[bucket] = abstract(maps, jax.tree.map(lambda _: replicated(self._mesh), maps))
+        if bucket not in self._maps:
+            self._maps[bucket] = abstract(maps, jax.tree.map(lambda _: replicated(self._mesh), maps))
         return Seen(maps, np.asarray(vector, np.float32), size, ready.shape, ready.turned)
 
     def windows_of(self, seen: Seen, boxes: np.ndarray) -> list[np.ndarray]:

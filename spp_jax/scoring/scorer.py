@@ -33,7 +33,7 @@ from spp_jax.models.sppnet import head_of_all, some_outputs
 from spp_jax.padded import Padded
 from spp_jax.scoring.crops import Crop, best_crops, candidates, smallest_crop, wanted
 from spp_jax.scoring.explanation import Explanation, explain
-from spp_jax.scoring.ladder import Ladder, Shape
+from spp_jax.scoring.ladder import Ladder, Shape, lies_turned
 from spp_jax.scoring.programs import Programs, make_all
 from spp_jax.scoring.regions import Regions, Seen, checked_boxes
 from spp_jax.scoring.shipped import DEFAULT, JUDGES, shipped
@@ -507,12 +507,11 @@ class Scorer:
 
     def _home(self, size: tuple[int, int], *, expected: bool = False) -> tuple[Shape, bool]:
         """The rung for a photograph of this size, and whether it lies turned there."""
-        height, width = size
         with self._lock:
             shape = self._ladder.held(size, expected=expected)
             if shape is None:
                 shape = self._ladder.rung(size, self._prices(), self._programs.price())
-        return shape, height > shape[0] or width > shape[1]
+        return shape, lies_turned(size, shape)
 
     def _prices(self) -> dict[Shape, float]:
         return {
