@@ -467,6 +467,12 @@ def _gathered_axis(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) ->
     return read
 
 
+def _whole_axis(read: Callable, state: PyTree, axis: int, segments: _Segments) -> PyTree:
+    """An axis of all images of a state, by what :func:`_gathered_axis` gives."""
+    flat = jax.tree.map(lambda leaf: _flattened(leaf, axis), state)
+    return read(flat, jax.tree.leaves(state)[0].shape, axis, segments)
+
+
 def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Callable:
     """All axes so, of as many images at once as a CPU's caches hold; as for :func:`_gathered_axis`."""
     read = _gathered_axis(monoid, outside=outside, most=most)
@@ -474,8 +480,7 @@ def _gathered(monoid: Monoid, *, outside: int, most: int = _ROWS_A_STEP) -> Call
     def read_images(flat, shape, segments, first_image=0):
         state = read(flat, shape, 1, segments[0], first_image)
         for axis, of_axis in enumerate(segments[1:], 2):
-            flat = jax.tree.map(lambda leaf, axis=axis: _flattened(leaf, axis), state)
-            state = read(flat, jax.tree.leaves(state)[0].shape, axis, of_axis)
+            state = _whole_axis(read, state, axis, of_axis)
         return state
 
     def read_all(state, segments):
@@ -628,9 +633,7 @@ def rows_shared(monoid: Monoid, kept: Callable) -> Callable:
     read_axis = _gathered_axis(monoid, **_steps_of(monoid))
     by_cells, alone = picked(monoid), each_alone(picked)(monoid, kept)
 
-    def of_axis(state, axis, segments):
-        flat = jax.tree.map(lambda leaf: _flattened(leaf, axis), state)
-        return read_axis(flat, jax.tree.leaves(state)[0].shape, axis, segments)
+    of_axis = functools.partial(_whole_axis, read_axis)
 
     def read_all(state, windows):
         if len(windows) == 1:
