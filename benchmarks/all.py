@@ -77,6 +77,7 @@ JOBS = (
         4,
         needs=("torch",),
     ),
+    _job("convolutions", "benchmarks/convolutions.py --rounds 5 --out {out}/convolutions.json", 3),
     _job("stem", "benchmarks/stem.py --rounds 10 --out {out}/stem.json", 1),
     _job("rematerialization", "benchmarks/rematerialization.py --size 192 256", 2),
     _job("scoring", "benchmarks/scoring.py --starts 1 --calls 60 --count 24 --rounds 2 --out {out}", 5),

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from spp_jax.compilation import (
     BucketExecutables,
     CompilationWarning,
     DoesNotFitError,
+    compile_lowered,
+    compiler_options,
     default_cache_dir,
     device_memory,
     quick_flags,
@@ -41,6 +44,33 @@ def executables():
 def run(executables, bucket):
     images = np.ones((bucket.batch_size, *bucket.shape), np.float32)
     return executables[bucket].call(np.float32(2), images)
+
+
+class TestCompilerOptions:
+    def test_a_cpus_convolutions_are_left_to_eigen_and_other_devices_are_told_nothing(self):
+        (option,) = compiler_options("cpu", {})
+        assert "ynn" in option
+        assert compiler_options("gpu", {}) == compiler_options("tpu", {}) == {}
+
+    def test_who_says_in_xlas_flags_what_ynnpack_is_for_has_that(self):
+        (option,) = compiler_options("cpu", {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"})
+        assert compiler_options("cpu", {"XLA_FLAGS": f"--{option}=LIBRARY_FUSION_TYPE_DOT"}) == {}
+
+    def test_they_follow_the_devices_that_a_program_is_for(self, monkeypatch):
+        class Lowered:
+            def compile(self, compiler_options):
+                return compiler_options
+
+        monkeypatch.setenv("XLA_FLAGS", "")
+        on_tpu = types.SimpleNamespace(
+            sharding=types.SimpleNamespace(device_set=[types.SimpleNamespace(platform="tpu")])
+        )
+        here = jax.device_put(np.zeros(3))
+        assert compile_lowered(Lowered(), BUCKETS[0], [{"a": on_tpu}, 3]) == {}
+        for arguments in ([{"a": here}], [np.zeros(3)]):
+            assert compile_lowered(Lowered(), BUCKETS[0], arguments) == compiler_options(
+                jax.default_backend()
+            )
 
 
 class TestBucketExecutables:
@@ -79,7 +109,7 @@ class TestBucketExecutables:
 
     def test_a_compiler_out_of_memory_names_every_bucket(self, executables, monkeypatch):
         class Lowered:
-            def compile(self):
+            def compile(self, compiler_options):
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
 
         monkeypatch.setattr(executables, "_lower", lambda bucket: (Lowered(), 0.0))

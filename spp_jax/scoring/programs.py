@@ -188,7 +188,7 @@ class Programs:
             lowered = jax.jit(function).lower(*arguments)
         _listen()
         _thread.hit = False
-        return compile_lowered(lowered, bucket), _thread.hit
+        return compile_lowered(lowered, bucket, arguments), _thread.hit
 
     def _path(self, bucket: Bucket) -> Path | None:
         if self._folder is None:
