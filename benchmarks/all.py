@@ -52,16 +52,16 @@ def _job(name: str, command: str, minutes: float, **needs) -> Job:
 
 
 JOBS = (
-    _job("exactness", "benchmarks/exactness.py --images 5 --out {out}", 4),
+    _job("exactness", "benchmarks/exactness.py --images 5 --out {out}", 3),
     _job("pooling", "benchmarks/pooling.py --rounds 10 --windows 256 --out {out}", 5),
-    _job("mean", "benchmarks/pooling.py --rounds 5 --reduce mean --windows 256 --out {out}", 5),
+    _job("mean", "benchmarks/pooling.py --rounds 5 --reduce mean --windows 256 --out {out}", 4),
     _job("gradient_of_max", "benchmarks/gradient_of_max.py", 2),
     _job("depthwise", "benchmarks/depthwise.py --rounds 5 --out {out}/depthwise.json", 2),
     _job("planning", "benchmarks/planning.py --buckets 4 12 --anneal-seconds 3 --out {out}", 2),
     _job(
         "recompilation",
         "benchmarks/recompilation.py --shapes 12 --images 60 --max-side 256 --buckets 4 --out {out}",
-        9,
+        7,
     ),
     _job(
         "tpu_compile",
@@ -77,8 +77,9 @@ JOBS = (
         4,
         needs=("torch",),
     ),
-    _job("convolutions", "benchmarks/convolutions.py --rounds 5 --out {out}/convolutions.json", 3),
+    _job("convolutions", "benchmarks/convolutions.py --rounds 3 --score compact --step compact", 1),
     _job("stem", "benchmarks/stem.py --rounds 10 --out {out}/stem.json", 1),
+    _job("tracing", "benchmarks/tracing.py --models resnet18 --out {out}/tracing.json", 3),
     _job("rematerialization", "benchmarks/rematerialization.py --size 192 256", 2),
     _job("scoring", "benchmarks/scoring.py --starts 1 --calls 60 --count 24 --rounds 2 --out {out}", 5),
     _job("text", "examples/text.py", 3),

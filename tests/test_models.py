@@ -215,6 +215,24 @@ def test_it_trains_a_step(name, dtype, narrow_heads):
     assert all(jax.tree.leaves(moved))
 
 
+@pytest.mark.parametrize("remat", [False, True])
+def test_blocks_of_resnet50_that_are_alike_are_traced_once(remat, monkeypatch):
+    model = nnx.eval_shape(lambda: create_model("resnet50", remat=remat, rngs=nnx.Rngs(0)))
+    traced = []
+    block = type(model.body.stages[1])
+    call = block.__call__
+
+    def counted(self, x):
+        traced.append((x.values.shape, self.shortcut is None))
+        return call(self, x)
+
+    monkeypatch.setattr(block, "__call__", counted)
+    pixels = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32)
+    nnx.eval_shape(lambda m, x: m(Padded.whole(x)), model, pixels)
+    assert len(model.body.stages) == 1 + 16
+    assert len(traced) == len(set(traced)) == 4 * 2  # of each group the first, and the others
+
+
 @pytest.mark.parametrize("name", ["vgg16", "resnet18"])
 def test_rematerialised_it_keeps_a_map_a_stage_for_the_backward_pass(name):
     """As traced. XLA's CPU backend undoes it, so what a compiled program takes there tells nothing."""

@@ -68,7 +68,7 @@ def resnet(
             stages.append(block(channels, 64 * 2**group, strides, dtype=dtype, rngs=rngs))
             channels = stages[-1].width
     return SPPNet.of_imagenet(
-        Stages(stages, remat=remat),
+        Stages(stages, remat=remat, traced_once=True),
         features=channels,
         levels=levels,
         reduce=reduce,

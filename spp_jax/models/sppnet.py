@@ -72,7 +72,14 @@ class Pyramid(NamedTuple):
 class Stages(nnx.Module):
     """A body: stages one after another, some of whose maps go to the pyramid."""
 
-    def __init__(self, stages: Sequence[Stage], *, maps: Sequence[int] = (-1,), remat: bool = False):
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        *,
+        maps: Sequence[int] = (-1,),
+        remat: bool = False,
+        traced_once: bool = False,
+    ):
         """Make the body.
 
         Args:
@@ -80,9 +87,12 @@ class Stages(nnx.Module):
             maps: the stages whose maps are given, by number; -1: the last one's.
             remat: keep only what goes from stage to stage for the backward pass, and work out anew what is
                 inside one when its turn comes: memory for time (Chen et al. 2016, arXiv:1604.06174).
+            traced_once: stages that are alike, on maps of one shape, are traced once, each under a `jax.jit`
+                of its own. For bodies that repeat a block. XLA inlines them, so what it compiles is the same.
         """
         self.stages = nnx.List(stages)
         self.remat = remat
+        self.traced_once = traced_once
         self.give(maps)
 
     def give(self, maps: Sequence[int]) -> None:
@@ -124,7 +134,7 @@ class Stages(nnx.Module):
         """The maps asked for, in the order in which they were."""
         found = {}
         for number, stage in enumerate(self.stages[: max(self.maps) + 1]):
-            x = nnx.remat(_run)(stage, x) if self.remat else stage(x)
+            x = _RUNS[self.remat, self.traced_once](stage, x)
             if number in self.maps:
                 found[number] = x
         return tuple(found[number] for number in self.maps)
@@ -132,6 +142,15 @@ class Stages(nnx.Module):
 
 def _run(stage: Stage, x: Padded) -> Padded:
     return stage(x)
+
+
+_RUNS: dict[tuple[bool, bool], Callable[[Stage, Padded], Padded]] = {
+    (False, False): _run,
+    (True, False): nnx.remat(_run),
+    (False, True): nnx.jit(_run),
+    (True, True): nnx.jit(nnx.remat(_run)),
+}
+"""By whether it is rematerialised, and traced once."""
 
 
 class ConvStage(nnx.Module):
