@@ -4,8 +4,7 @@
 
 Seconds of processor time to trace, to lower and to compile the step of one bucket, with `Stages.traced_once`
 as the network has it and without. Each has a process of its own, since what was traced for one helps the
-other. Nothing
-is kept on the disk.
+other. Nothing is kept on the disk.
 
 Prints a table; saves JSON.
 """

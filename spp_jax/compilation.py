@@ -87,7 +87,7 @@ def quick_flags(level: int, environment: Mapping[str, str] = os.environ) -> str:
     return " ".join(flags).strip()
 
 
-def compiler_options(platform: str, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+def compiler_options(platform: str, environment: Mapping[str, str] = os.environ) -> dict[str, str | bool]:
     """What XLA is told besides its flags, for programs that run many times.
 
     On a CPU: to leave convolutions to Eigen. By itself it hands them to YNNPACK, which takes 1.1 to 1.6 times

@@ -93,7 +93,7 @@ SCORES = (0.31, 0.84, 0.62, 0.5, 0.77)
 
 
 def shown_from(page, part: str) -> None:
-    """Wait until the large picture is this one. A locator: the page's policy forbids what would be evaluated."""
+    """Wait until the large picture is this one; the page's policy forbids to evaluate a text for that."""
     page.locator(f"#photo[src*='{part}']").wait_for(state="attached")
 
 
