@@ -61,7 +61,7 @@ JOBS = (
     _job(
         "recompilation",
         "benchmarks/recompilation.py --shapes 12 --images 60 --max-side 256 --buckets 4 --out {out}",
-        7,
+        6,
     ),
     _job(
         "tpu_compile",
@@ -77,12 +77,12 @@ JOBS = (
         4,
         needs=("torch",),
     ),
-    _job("convolutions", "benchmarks/convolutions.py --rounds 3 --score compact --step compact", 1),
-    _job("stem", "benchmarks/stem.py --rounds 10 --out {out}/stem.json", 1),
+    _job("convolutions", "benchmarks/convolutions.py --rounds 3 --score compact --step compact", 2),
+    _job("stem", "benchmarks/stem.py --rounds 10 --out {out}/stem.json", 2),
     _job("tracing", "benchmarks/tracing.py --models resnet18 --out {out}/tracing.json", 3),
     _job("rematerialization", "benchmarks/rematerialization.py --size 192 256", 2),
     _job("scoring", "benchmarks/scoring.py --starts 1 --calls 60 --count 24 --rounds 2 --out {out}", 5),
-    _job("text", "examples/text.py", 3),
+    _job("text", "examples/text.py", 2),
     _job(
         "crops",
         "benchmarks/crops.py --part time --windows 100 --cut 20 --turns 1",

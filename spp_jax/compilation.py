@@ -90,8 +90,8 @@ def quick_flags(level: int, environment: Mapping[str, str] = os.environ) -> str:
 def compiler_options(platform: str, environment: Mapping[str, str] = os.environ) -> dict[str, str | bool]:
     """What XLA is told besides its flags, for programs that run many times.
 
-    On a CPU: to leave convolutions to Eigen. By itself it hands them to YNNPACK, which takes 1.1 to 1.6 times
-    as long for the maps of photographs, and keeps masks from being fused (`benchmarks/convolutions.py`).
+    On a CPU: to leave convolutions to Eigen. By itself it hands them to YNNPACK, which takes up to 1.8
+    times as long with jax 0.10.2, and whose programs fuse no masks (`benchmarks/convolutions.py`).
 
     Args:
         platform: ``cpu``, ``gpu`` or ``tpu``.
