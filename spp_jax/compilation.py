@@ -263,15 +263,16 @@ class BucketExecutables:
         if refused:
             raise DoesNotFitError("; ".join(refused))
 
-    def _lower(self, bucket: Bucket) -> tuple[Any, float]:
-        """The program, and the seconds it took."""
+    def _lower(self, bucket: Bucket) -> tuple[Any, tuple, float]:
+        """The program, its arguments, and the seconds it took."""
         start = time.perf_counter()
-        lowered = self._jitted.lower(*self.arguments(bucket))
-        return lowered, time.perf_counter() - start
+        arguments = self.arguments(bucket)
+        lowered = self._jitted.lower(*arguments)
+        return lowered, arguments, time.perf_counter() - start
 
-    def _compile(self, bucket: Bucket, lowered: Any, seconds: float) -> Compiled:
+    def _compile(self, bucket: Bucket, lowered: Any, arguments: tuple, seconds: float) -> Compiled:
         start = time.perf_counter()
-        call = compile_lowered(lowered, bucket, self.arguments(bucket))
+        call = compile_lowered(lowered, bucket, arguments)
         seconds += time.perf_counter() - start
         self._compiled[bucket] = Compiled(bucket, call, seconds, _planned_bytes(call))
         return self._compiled[bucket]

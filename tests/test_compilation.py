@@ -112,7 +112,7 @@ class TestBucketExecutables:
             def compile(self, compiler_options):
                 raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm")
 
-        monkeypatch.setattr(executables, "_lower", lambda bucket: (Lowered(), 0.0))
+        monkeypatch.setattr(executables, "_lower", lambda bucket: (Lowered(), (), 0.0))
         with pytest.raises(DoesNotFitError) as caught:
             list(executables.compile_all(BUCKETS))
         for bucket in BUCKETS:
